@@ -1,0 +1,423 @@
+//! Entities as JSON, without losing a digit and without guessing: what two readers could understand differently is
+//! refused. Also the form that entities are compared and hashed in.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::{Error, Result, number};
+
+/// The deepest nesting that is accepted; an object without members is 1 deep. It bounds every recursion over a value.
+pub const DEPTH_MAX: usize = 64;
+
+/// How serde_json hands out a number whose text is kept: as an object with this one member.
+const NUMBER_KEY: &str = "$serde_json::private::Number";
+
+/// Reads JSON in UTF-8. Numbers keep their text, though serde_json spells an exponent as `e+5` or `e-5`.
+///
+/// Refused are, beside what is not JSON: duplicate member names, lone surrogates, nesting deeper than [`DEPTH_MAX`].
+pub fn parse(text: &[u8]) -> Result<Value> {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let value = Exact { depth: 0 }.deserialize(&mut deserializer).map_err(refused)?;
+    deserializer.end().map_err(refused)?;
+    Ok(value)
+}
+
+/// Reads a JSON object as [`parse`] does.
+pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
+    match parse(text)? {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::invalid(format!("an entity is a JSON object, not {}", type_name(&other)))),
+    }
+}
+
+fn refused(error: serde_json::Error) -> Error {
+    let message = error.to_string();
+    Error::invalid(match message.strip_prefix("EOF") {
+        Some(rest) => format!("the text ends{rest}"),
+        None => message,
+    })
+}
+
+/// What a person calls the value's type.
+pub(crate) fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A name as it stands in messages: quoted, without control characters, and cut where it is very long.
+pub(crate) fn quoted(name: &str) -> String {
+    const SHOWN_CHARS_MAX: usize = 255;
+    match name.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", Value::from(&name[..end])),
+        None => Value::from(name).to_string(),
+    }
+}
+
+/// Reads a value that stands inside `depth` arrays and objects.
+struct Exact {
+    depth: usize,
+}
+
+impl Exact {
+    /// The reader of what stands one deeper.
+    fn inner<E: serde::de::Error>(&self) -> std::result::Result<Exact, E> {
+        match self.depth < DEPTH_MAX {
+            true => Ok(Exact { depth: self.depth + 1 }),
+            false => Err(E::custom(format_args!("nested deeper than {DEPTH_MAX} levels"))),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Exact {
+    type Value = Value;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Exact {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Value, E> {
+        Ok(Value::String(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> std::result::Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(element) = elements.next_element_seed(self.inner()?)? {
+            array.push(element);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> std::result::Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            if map.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("the member name {} stands twice", quoted(&name))));
+            }
+            let value = if name == NUMBER_KEY {
+                match members.next_value_seed(AfterNumberKey(Exact { depth: self.depth + 1 }))? {
+                    NumberOr::Number(text) => return Ok(Value::Number(Number::from_string_unchecked(text))),
+                    NumberOr::Value(value) => value,
+                }
+            } else {
+                members.next_value_seed(self.inner()?)?
+            };
+            map.insert(name, value);
+        }
+        self.inner()?;
+        Ok(Value::Object(map))
+    }
+}
+
+/// Reads the value of a member named [`NUMBER_KEY`], which is either a number's text or what somebody wrote. serde_json
+/// hands out the text of a number as an owned string, and every string of the document as a borrowed one.
+struct AfterNumberKey(Exact);
+
+enum NumberOr {
+    Number(String),
+    Value(Value),
+}
+
+impl<'de> DeserializeSeed<'de> for AfterNumberKey {
+    type Value = NumberOr;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> std::result::Result<NumberOr, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AfterNumberKey {
+    type Value = NumberOr;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.expecting(f)
+    }
+
+    fn visit_string<E>(self, text: String) -> std::result::Result<NumberOr, E> {
+        Ok(NumberOr::Number(text))
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> std::result::Result<NumberOr, E> {
+        self.0.visit_unit().map(NumberOr::Value)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> std::result::Result<NumberOr, E> {
+        self.0.visit_bool(value).map(NumberOr::Value)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<NumberOr, E> {
+        self.0.visit_str(text).map(NumberOr::Value)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, elements: A) -> std::result::Result<NumberOr, A::Error> {
+        self.0.visit_seq(elements).map(NumberOr::Value)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> std::result::Result<NumberOr, A::Error> {
+        self.0.visit_map(members).map(NumberOr::Value)
+    }
+}
+
+/// The object as compact JSON, members in their order.
+pub fn to_vec(map: &Map<String, Value>) -> Vec<u8> {
+    serde_json::to_vec(map).expect("text keys and a vector cannot fail")
+}
+
+/// Appends the form in which equal values have equal bytes: RFC 8785, that is without spaces, members sorted by UTF-16
+/// code units, the least escapes, but with numbers by [`number::canonical`], because they are exact and not doubles.
+pub fn write_canonical(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Object(map) => canonical_object(map, out),
+        Value::Array(elements) => {
+            out.push(b'[');
+            for (i, element) in elements.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                write_canonical(element, out);
+            }
+            out.push(b']');
+        }
+        Value::Number(number) => out.extend_from_slice(number::canonical(number.as_str()).as_bytes()),
+        Value::String(text) => write_text(text, out),
+        Value::Bool(true) => out.extend_from_slice(b"true"),
+        Value::Bool(false) => out.extend_from_slice(b"false"),
+        Value::Null => out.extend_from_slice(b"null"),
+    }
+}
+
+/// [`write_canonical`] of an object.
+pub fn canonical_object(map: &Map<String, Value>, out: &mut Vec<u8>) {
+    let mut members: Vec<_> = map.iter().collect();
+    members.sort_unstable_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+    out.push(b'{');
+    for (i, (name, value)) in members.into_iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_text(name, out);
+        out.push(b':');
+        write_canonical(value, out);
+    }
+    out.push(b'}');
+}
+
+fn write_text(text: &str, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, text).expect("a vector cannot fail");
+}
+
+/// Whether the contract takes both for the same: the order of members does not matter, and numbers are equal where
+/// their canonical texts are, so `1.50` is `15e-1`, but `1` is not `1.0`.
+pub fn equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => equal_objects(a, b),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
+        (Value::Number(a), Value::Number(b)) => number::canonical(a.as_str()) == number::canonical(b.as_str()),
+        _ => a == b,
+    }
+}
+
+/// [`equal`] for objects.
+pub fn equal_objects(a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
+    a.len() == b.len() && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| equal(a, b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    fn compact(value: &Value) -> String {
+        serde_json::to_string(value).unwrap()
+    }
+
+    #[test]
+    fn what_is_read_is_written_back() {
+        for text in [
+            "{}",
+            "[]",
+            "null",
+            r#"{"b":1,"a":[true,false,null,"",{}],"":{"x":[[]]}}"#,
+            r#"{"text":"é 漢 𝄞 \u0000\u001f\" \\ /"}"#,
+            r#"[0,-0,1,1.0,1.50,-12.0e-5,1e+400,1e-400]"#,
+            "1234567890123456789012345678901234567890",
+            "0.1234567890123456789012345678901234567890",
+            "1e+99999999999999999999",
+            r#"{"$serde_json::private::RawValue":"1"}"#,
+        ] {
+            assert_eq!(compact(&parse(text.as_bytes()).unwrap()), text);
+        }
+        for (text, spelt) in [("1e400", "1e+400"), ("1E+5", "1e+5"), ("1E-5", "1e-5"), ("1.5E5", "1.5e+5")] {
+            let value = parse(text.as_bytes()).unwrap();
+            assert_eq!(compact(&value), spelt);
+            assert_eq!(number::canonical(spelt), number::canonical(text));
+        }
+    }
+
+    #[test]
+    fn a_number_and_an_object_that_looks_like_one_are_told_apart() {
+        const KEY: &str = NUMBER_KEY;
+        for text in [
+            format!(r#"{{"{KEY}":"1"}}"#),
+            format!(r#"{{"{KEY}":"\u0000\n"}}"#),
+            format!(r#"{{"{KEY}":1}}"#),
+            format!(r#"{{"{KEY}":1.0}}"#),
+            format!(r#"{{"{KEY}":null}}"#),
+            format!(r#"{{"{KEY}":true}}"#),
+            format!(r#"{{"{KEY}":["1"]}}"#),
+            format!(r#"{{"{KEY}":{{}}}}"#),
+            format!(r#"{{"{KEY}":{{"{KEY}":"1"}}}}"#),
+            format!(r#"{{"{KEY}":{{"{KEY}":1}}}}"#),
+            format!(r#"{{"{KEY}":"1","other":2}}"#),
+            format!(r#"{{"{KEY}":1,"other":2}}"#),
+            format!(r#"{{"other":2,"{KEY}":"1"}}"#),
+            format!(r#"{{"other":2,"{KEY}":1}}"#),
+            format!(r#"[{{"a":{{"{KEY}":"1"}}}},1]"#),
+        ] {
+            let value = parse(text.as_bytes()).unwrap();
+            assert_eq!(compact(&value), text);
+            assert!(!value.is_number(), "{text}");
+        }
+        for text in [
+            r#"{"$serde_json\u003a:private::Number":"1"}"#,
+            r#"{"$serde_json::private::Number":"\u0031"}"#,
+            r#"{"\u0024serde_json::private::Number":"\u0031"}"#,
+        ] {
+            let map = parse_object(text.as_bytes()).unwrap();
+            assert_eq!(map.get(KEY), Some(&Value::from("1")), "{text}");
+        }
+        for text in ["1", "-0", "1.0", "1234567890123456789012345678901234567890"] {
+            for (value, nested) in [
+                (parse(text.as_bytes()).unwrap(), false),
+                (parse(format!("[{text}]").as_bytes()).unwrap(), true),
+                (parse(format!(r#"{{"{KEY}":{text}}}"#).as_bytes()).unwrap(), true),
+            ] {
+                let number = match &value {
+                    Value::Array(elements) => &elements[0],
+                    Value::Object(map) => &map[KEY],
+                    other => other,
+                };
+                assert_eq!(nested, !value.is_number());
+                assert_eq!(number, &Value::Number(Number::from_string_unchecked(text.to_owned())), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_exactly_one_json_value_is_refused_with_its_place() {
+        for (text, message) in [
+            ("", "the text ends while parsing a value at line 1 column 0"),
+            ("{\"a\":1", "the text ends while parsing an object at line 1 column 6"),
+            ("{\n\"a\":1,\n}", "trailing comma at line 3 column 1"),
+            ("{} {}", "trailing characters at line 1 column 4"),
+            ("{'a':1}", "key must be a string at line 1 column 2"),
+            ("\u{feff}{}", "expected value at line 1 column 1"),
+            ("01", "invalid number at line 1 column 2"),
+            ("[NaN]", "expected value at line 1 column 2"),
+            (r#""\ud800""#, "unexpected end of hex escape at line 1 column 8"),
+            (r#""\udc00""#, "lone leading surrogate in hex escape at line 1 column 7"),
+            (r#"{"\ud800\u0041":1}"#, "lone leading surrogate in hex escape at line 1 column 14"),
+            ("\"\n\"", "control character (\\u0000-\\u001F) found while parsing a string at line 2 column 0"),
+            (r#"{"a":1,"a":2}"#, "the member name \"a\" stands twice at line 1 column 10"),
+            ("{\n\"x\":{\"\\u0061\":1,\n\"a\":2}}", "the member name \"a\" stands twice at line 3 column 3"),
+            (r#"{"\n":1,"\u000a":2}"#, "the member name \"\\n\" stands twice at line 1 column 16"),
+            (
+                r#"{"$serde_json::private::Number":"1","$serde_json::private::Number":"1"}"#,
+                "the member name \"$serde_json::private::Number\" stands twice at line 1 column 66",
+            ),
+        ] {
+            let error = parse(text.as_bytes()).unwrap_err();
+            assert_eq!((error.kind, error.message.as_str()), (ErrorKind::InvalidArgument, message), "{text}");
+        }
+        let error = parse(b"{\"a\":\"\xff\"}").unwrap_err();
+        assert!(error.message.starts_with("invalid unicode code point at line 1 column"), "{error}");
+        let error = parse_object(b" [1]").unwrap_err();
+        assert_eq!(error.message, "an entity is a JSON object, not an array");
+    }
+
+    #[test]
+    fn nesting_of_64_is_read_and_of_65_refused() {
+        let arrays = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let objects = |depth: usize| format!("{}{{}}{}", r#"{"a":"#.repeat(depth - 1), "}".repeat(depth - 1));
+        let looks_like_a_number = |depth: usize| {
+            format!(r#"{}{{"{NUMBER_KEY}":"1"}}{}"#, r#"{"a":"#.repeat(depth - 1), "}".repeat(depth - 1))
+        };
+        let with_number = |depth: usize| format!("{}1.5{}", "[".repeat(depth), "]".repeat(depth));
+        for nest in [&arrays as &dyn Fn(usize) -> String, &objects, &looks_like_a_number, &with_number] {
+            let text = nest(DEPTH_MAX);
+            assert_eq!(compact(&parse(text.as_bytes()).unwrap()), text);
+            for depth in [DEPTH_MAX + 1, 120, 100_000] {
+                let error = parse(nest(depth).as_bytes()).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::InvalidArgument);
+                assert!(error.message.starts_with("nested deeper than 64 levels at line 1 column "), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn canonical_form_is_sorted_and_exact() {
+        for (text, expected) in [
+            (r#" { "b" : [ 1.50 , 1 , 1.0 ] , "a" : null } "#, r#"{"a":null,"b":[15e-1,1,1e0]}"#),
+            // U+FB33 sorts after the surrogates of U+1F600 in UTF-16, though not by code point.
+            (
+                "{\"\u{20ac}\":1,\"\\r\":2,\"\u{fb33}\":3,\"1\":4,\"\u{1f600}\":5,\"\u{80}\":6}",
+                "{\"\\r\":2,\"1\":4,\"\u{80}\":6,\"\u{20ac}\":1,\"\u{1f600}\":5,\"\u{fb33}\":3}",
+            ),
+            (r#""\u20ac\/\u000f\u000a\b\u007f\"\\""#, "\"€/\\u000f\\n\\b\u{7f}\\\"\\\\\""),
+        ] {
+            let mut out = Vec::new();
+            write_canonical(&parse(text.as_bytes()).unwrap(), &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn equality_is_that_of_the_contract() {
+        for (a, b, expected) in [
+            (r#"{"a":1,"b":[2]}"#, r#"{"b":[2],"a":1}"#, true),
+            (r#"{"a":1}"#, r#"{"a":1,"b":null}"#, false),
+            (r#"{"a":null}"#, r#"{"b":null}"#, false),
+            ("[1,2]", "[2,1]", false),
+            ("[1]", "[1,1]", false),
+            ("1", "1.0", false),
+            ("1.50", "15e-1", true),
+            ("0", "-0", false),
+            ("1e400", "10e399", true),
+            ("9007199254740993", "9007199254740992", false),
+            ("1", "\"1\"", false),
+            ("\"\\u00e9\"", "\"é\"", true),
+            ("\"é\"", "\"e\u{301}\"", false),
+            ("false", "null", false),
+        ] {
+            let (left, right) = (parse(a.as_bytes()).unwrap(), parse(b.as_bytes()).unwrap());
+            assert_eq!((equal(&left, &right), equal(&right, &left)), (expected, expected), "{a} and {b}");
+            let (mut c, mut d) = (Vec::new(), Vec::new());
+            write_canonical(&left, &mut c);
+            write_canonical(&right, &mut d);
+            assert_eq!(c == d, expected, "canonical {a} and {b}");
+        }
+    }
+}
