@@ -11,7 +11,8 @@ use crate::{Error, Result, number};
 /// The deepest nesting that is accepted; an object without members is 1 deep. It bounds every recursion over a value.
 pub const DEPTH_MAX: usize = 64;
 
-/// How serde_json hands out a number whose text is kept: as an object with this one member.
+/// How serde_json hands out a number that is no 64-bit integer, so that its text is kept: as an object with this one
+/// member.
 const NUMBER_KEY: &str = "$serde_json::private::Number";
 
 /// Reads JSON in UTF-8. Numbers keep their text, though serde_json spells an exponent as `e+5` or `e-5`.
@@ -71,9 +72,13 @@ impl Exact {
     fn inner<E: serde::de::Error>(&self) -> std::result::Result<Exact, E> {
         match self.depth < DEPTH_MAX {
             true => Ok(Exact { depth: self.depth + 1 }),
-            false => Err(E::custom(format_args!("nested deeper than {DEPTH_MAX} levels"))),
+            false => Err(too_deep()),
         }
     }
+}
+
+fn too_deep<E: serde::de::Error>() -> E {
+    E::custom(format_args!("nested deeper than {DEPTH_MAX} levels"))
 }
 
 impl<'de> DeserializeSeed<'de> for Exact {
@@ -99,6 +104,15 @@ impl<'de> Visitor<'de> for Exact {
         Ok(Value::Bool(value))
     }
 
+    // An integer that fits comes as one, and its text is the only one that such an integer has: `-0` comes as text.
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
     fn visit_str<E>(self, text: &str) -> std::result::Result<Value, E> {
         Ok(Value::String(text.to_owned()))
     }
@@ -112,6 +126,10 @@ impl<'de> Visitor<'de> for Exact {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> std::result::Result<Value, A::Error> {
+        // Only after a NUMBER_KEY can it be: there, an object cannot be told from a number before its value.
+        if self.depth > DEPTH_MAX {
+            return Err(too_deep());
+        }
         let mut map = Map::new();
         while let Some(name) = members.next_key::<String>()? {
             if map.contains_key(&name) {
@@ -166,6 +184,14 @@ impl<'de> Visitor<'de> for AfterNumberKey {
 
     fn visit_bool<E: serde::de::Error>(self, value: bool) -> std::result::Result<NumberOr, E> {
         self.0.visit_bool(value).map(NumberOr::Value)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> std::result::Result<NumberOr, E> {
+        self.0.visit_u64(value).map(NumberOr::Value)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> std::result::Result<NumberOr, E> {
+        self.0.visit_i64(value).map(NumberOr::Value)
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<NumberOr, E> {
@@ -262,7 +288,8 @@ mod tests {
             "null",
             r#"{"b":1,"a":[true,false,null,"",{}],"":{"x":[[]]}}"#,
             r#"{"text":"é 漢 𝄞 \u0000\u001f\" \\ /"}"#,
-            r#"[0,-0,1,1.0,1.50,-12.0e-5,1e+400,1e-400]"#,
+            r#"[0,-0,1,-1,1.0,1.50,-12.0e-5,1e+400,1e-400]"#,
+            "[18446744073709551615,18446744073709551616,-9223372036854775808,-9223372036854775809]",
             "1234567890123456789012345678901234567890",
             "0.1234567890123456789012345678901234567890",
             "1e+99999999999999999999",
@@ -365,8 +392,14 @@ mod tests {
         let looks_like_a_number = |depth: usize| {
             format!(r#"{}{{"{NUMBER_KEY}":"1"}}{}"#, r#"{"a":"#.repeat(depth - 1), "}".repeat(depth - 1))
         };
+        let keys_of_numbers = |depth: usize| {
+            let open = format!(r#"{{"{NUMBER_KEY}":"#);
+            format!("{}1.5{}", open.repeat(depth), "}".repeat(depth))
+        };
         let with_number = |depth: usize| format!("{}1.5{}", "[".repeat(depth), "]".repeat(depth));
-        for nest in [&arrays as &dyn Fn(usize) -> String, &objects, &looks_like_a_number, &with_number] {
+        for nest in
+            [&arrays as &dyn Fn(usize) -> String, &objects, &looks_like_a_number, &keys_of_numbers, &with_number]
+        {
             let text = nest(DEPTH_MAX);
             assert_eq!(compact(&parse(text.as_bytes()).unwrap()), text);
             for depth in [DEPTH_MAX + 1, 120, 100_000] {

@@ -58,6 +58,9 @@ pub fn compare(a: &str, b: &str) -> Ordering {
     }
     let (a, b) = (Decimal::new(a), Decimal::new(b));
     a.sign().cmp(&b.sign()).then_with(|| {
+        if a.sign() == 0 {
+            return Ordering::Equal;
+        }
         let absolute = a.magnitude.cmp(&b.magnitude).then_with(|| a.digits().cmp(b.digits()));
         if a.negative { absolute.reverse() } else { absolute }
     })

@@ -71,10 +71,10 @@ mod tests {
             "\"é\"",
             "\"\u{fb33}\"",
             "\"\u{1f600}\"",
-            "[]",
             "[1]",
-            "{}",
+            "[]",
             "{\"a\":1}",
+            "{}",
         ];
         let mut values = vec![None];
         values.extend(ascending.map(|text| Some(json::parse(text.as_bytes()).unwrap())));
