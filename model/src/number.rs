@@ -205,6 +205,32 @@ mod tests {
         }
     }
 
+    /// Small numbers in many spellings, against integers scaled by ten to the power of 20.
+    #[test]
+    fn comparison_and_canonical_text_agree_with_scaled_integers() {
+        let mut numbers = Vec::new();
+        for mantissa in ["0", "1", "10", "12", "100", "120"] {
+            for fraction in ["", ".0", ".2", ".02", ".20", ".002"] {
+                for exponent in -3_i32..=3 {
+                    for sign in ["", "-"] {
+                        let digits = format!("{mantissa}{}", fraction.trim_start_matches('.'));
+                        let shift = 20 + exponent - fraction.len().saturating_sub(1) as i32;
+                        let scaled = digits.parse::<i128>().unwrap() * 10_i128.pow(shift as u32);
+                        let scaled = if sign.is_empty() { scaled } else { -scaled };
+                        numbers.push((format!("{sign}{mantissa}{fraction}e{exponent}"), sign, scaled));
+                    }
+                }
+            }
+        }
+        for (a, a_sign, a_scaled) in &numbers {
+            for (b, b_sign, b_scaled) in &numbers {
+                assert_eq!(compare(a, b), a_scaled.cmp(b_scaled), "{a} and {b}");
+                let same = a_scaled == b_scaled && a_sign == b_sign;
+                assert_eq!(canonical(a) == canonical(b), same, "{a} and {b}");
+            }
+        }
+    }
+
     #[test]
     fn only_json_numbers_are_valid() {
         for text in ["0", "-0", "10", "1.5", "-1.50e-07", "1E+5", "0e0"] {
