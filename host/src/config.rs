@@ -1,0 +1,341 @@
+//! The configuration: what a person wrote becomes values that are resolved and valid.
+//!
+//! The text is parsed, `${NAME}` is expanded ([`environment`]), names and values are held against the JSON Schema of the
+//! whole file ([`schema`]), which is derived from the types in [`written`], and [`resolve`] turns those into what this
+//! module gives out. Nothing is validated again after that.
+//!
+//! Invariants: only this module reads environment variables and looks at paths outside a grant; only [`resolve`] branches
+//! on a strategy's name; no message and no `Debug` of a type in here holds a password.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use larder_model::Collection;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+mod collections;
+mod environment;
+mod resolve;
+mod schema;
+mod show;
+#[cfg(test)]
+mod tests;
+mod written;
+
+pub use schema::{check_section, schema};
+
+/// The file that is read where neither a flag nor the environment names one.
+const DEFAULT_FILE: &str = "larder.json";
+/// Names the configuration where no flag does.
+const CONFIG_VARIABLE: &str = "LARDER_CONFIG";
+/// Names the plugins directory where no flag does.
+const PLUGINS_VARIABLE: &str = "LARDER_PLUGINS";
+/// A configuration is written by hand; what is larger is some other file.
+const CONFIG_BYTES_MAX: u64 = 16 << 20;
+
+/// A configuration, resolved and valid.
+#[derive(Clone)]
+pub struct Config {
+    /// What `larder migrate` does unless it is told otherwise.
+    pub migration: MigrationSettings,
+    /// Where plugins are and what bounds them.
+    pub plugins: PluginSettings,
+    /// The file, where it came from one.
+    path: Option<PathBuf>,
+    base_dir: PathBuf,
+    default_store: String,
+    /// Every store that can be named, the default one first.
+    stores: Vec<Store>,
+    /// The mission's strategies that have no section: they can be named all the same, and have their defaults.
+    implied: Vec<Store>,
+    collections: Vec<Collection>,
+    warnings: Vec<String>,
+    /// As written, variables unexpanded: what [`Config::show`] starts from.
+    written: Value,
+}
+
+/// One configured place: a strategy and its section, under a name.
+#[derive(Clone)]
+pub struct Store {
+    /// What `--store` says.
+    pub name: String,
+    /// The strategy, which is the stem of the plugin's file.
+    pub strategy: String,
+    /// The section as the plugin sees it: what a capability is made from has been taken out.
+    pub section: Map<String, Value>,
+    /// What the plugin may borrow.
+    pub grants: Grants,
+    /// Where the store is described, as a key path: a grant that is missing would be written there, as `grants`.
+    pub location: String,
+}
+
+/// What one store may borrow from the host, and how far it reaches.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Grants {
+    /// A directory.
+    pub files: Option<FilesGrant>,
+    /// A database.
+    pub sql: Option<SqlGrant>,
+}
+
+/// A directory with all that is in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FilesGrant {
+    /// Absolute; it may not exist yet.
+    pub directory: PathBuf,
+}
+
+/// One database.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SqlGrant {
+    /// A file.
+    Sqlite {
+        /// Absolute; it may not exist yet.
+        path: PathBuf,
+        /// How connections are kept.
+        pool: Pool,
+    },
+    /// A server.
+    Postgresql {
+        /// A name, an address, or the folder of a Unix socket.
+        host: String,
+        /// The server's port.
+        port: u16,
+        /// The database's name.
+        name: String,
+        /// Who connects.
+        username: String,
+        /// Empty where the server asks for none.
+        password: Secret,
+        /// Whether and how the connection is encrypted.
+        tls_mode: TlsMode,
+        /// How connections are kept.
+        pool: Pool,
+    },
+}
+
+/// How connections to one database are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// Connections that are kept, at least 1.
+    pub size: u32,
+    /// More of them under load, closed on release.
+    pub max_overflow: u32,
+    /// For one statement.
+    pub timeout: Duration,
+    /// For a free connection.
+    pub pool_timeout: Duration,
+    /// The age at which a connection is replaced; none for never.
+    pub pool_recycle: Option<Duration>,
+    /// Whether prepared statements are kept.
+    pub query_cache: bool,
+}
+
+/// PostgreSQL's `sslmode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum TlsMode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// Text that no message, log line or dump shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+/// What `larder migrate` does unless it is told otherwise.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MigrationSettings {
+    /// Entities in one batch, at least 1.
+    pub batch_size: u32,
+    /// Whether the target is backed up first.
+    pub create_backup: bool,
+    /// Absolute.
+    pub backup_location: PathBuf,
+    /// Whether `backup_location` is a folder that backups are put in, rather than the backup's file.
+    pub backup_is_folder: bool,
+    /// Whether source and target are compared at the end.
+    pub validate_after_migration: bool,
+    /// Whether what was verified is removed from the source.
+    pub cleanup_source: bool,
+    /// Parts of a collection that are copied side by side, 1 to 64.
+    pub parallel_workers: u32,
+}
+
+/// Where plugins are and what bounds them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PluginSettings {
+    /// Absolute; where the configuration names none, [`Config::plugins_directory`] says where plugins are.
+    pub directory: Option<PathBuf>,
+    /// Memory of one instance.
+    pub memory_bytes_max: u64,
+    /// Size of a component's file.
+    pub component_bytes_max: u64,
+    /// Size of one answer.
+    pub reply_bytes_max: u64,
+    /// For one call, capabilities included.
+    pub call_timeout: Duration,
+    /// From `begin` to the end.
+    pub transaction_timeout: Duration,
+    /// Entities the host reads to answer one query that no index answers.
+    pub scanned_entities_max: u64,
+}
+
+impl Config {
+    /// Reads the configuration: `path`, else what `LARDER_CONFIG` names, else `larder.json` in the working directory.
+    pub fn load(path: Option<&Path>) -> Result<Config> {
+        let named = path.map(Path::to_path_buf).or_else(|| environment::path(CONFIG_VARIABLE));
+        let path = absolute(named.as_deref().unwrap_or(Path::new(DEFAULT_FILE)))?;
+        let shown = path.display();
+        let text = match std::fs::metadata(&path).and_then(|metadata| match metadata.len() {
+            0..=CONFIG_BYTES_MAX => std::fs::read(&path),
+            _ => Err(std::io::Error::other(format!("it is larger than {CONFIG_BYTES_MAX} bytes"))),
+        }) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::config(format!("there is no configuration file {shown}")).hint(format!(
+                    "name one with --config or {CONFIG_VARIABLE}, or write {DEFAULT_FILE}, for example \
+                     {{\"storage\": {{\"strategy\": \"json\", \"json_strategy\": {{\"base_path\": \"data\"}}}}}}"
+                )));
+            }
+            Err(error) => {
+                return Err(Error::config(format!("the configuration file {shown} cannot be read")).caused_by(error));
+            }
+        };
+        let base_dir = path.parent().unwrap_or(&path).to_path_buf();
+        parse(&text)
+            .and_then(|value| resolve::config(value, &base_dir, Some(path.clone()), &environment::variable))
+            .map_err(|error| error.context(format!("the configuration {shown} is not valid")))
+    }
+
+    /// A configuration from JSON text. `base_dir` stands for the folder of the file.
+    pub fn from_text(text: &str, base_dir: &Path) -> Result<Config> {
+        Config::from_value(parse(text.as_bytes())?, base_dir)
+    }
+
+    /// A configuration from a JSON value. `base_dir` stands for the folder of the file.
+    pub fn from_value(value: Value, base_dir: &Path) -> Result<Config> {
+        resolve::config(value, &absolute(base_dir)?, None, &environment::variable)
+    }
+
+    /// The store of that name: one of `storage.stores`, or a strategy for its section under `storage`. Without a name, the
+    /// one that `storage.strategy` says.
+    pub fn store(&self, name: Option<&str>) -> Result<Store> {
+        let name = name.unwrap_or(&self.default_store);
+        if let Some(store) = self.stores.iter().chain(&self.implied).find(|store| store.name == name) {
+            return Ok(store.clone());
+        }
+        let known: Vec<&str> = self.stores.iter().chain(&self.implied).map(|store| store.name.as_str()).collect();
+        let known = schema::nearest_first(name, &known).join("`, `");
+        Err(Error::config(format!("there is no store `{name}`"))
+            .hint(format!("the stores are `{known}`; more are described in `storage.stores`")))
+    }
+
+    /// Every store that the configuration describes, the default one first.
+    pub fn stores(&self) -> Vec<Store> {
+        self.stores.clone()
+    }
+
+    /// The mission's collections, then those that the configuration adds.
+    pub fn collections(&self) -> &[Collection] {
+        &self.collections
+    }
+
+    /// Sentences that whoever uses this configuration should read.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The file that was read, none where the configuration was made from a value.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Where migrations keep their state: `.larder` beside the configuration.
+    pub fn state_directory(&self) -> PathBuf {
+        resolve::state_directory(&self.base_dir)
+    }
+
+    /// Where plugins are: `flag`, else what `LARDER_PLUGINS` names, else `plugins.directory`, else the folder `plugins`
+    /// beside the executable. An error where a store was granted that place.
+    pub fn plugins_directory(&self, flag: Option<&Path>) -> Result<PathBuf> {
+        let directory = match flag {
+            Some(flag) => absolute(flag)?,
+            None => default_plugins_directory(self.plugins.directory.as_deref())?,
+        };
+        for store in self.stores.iter().chain(&self.implied) {
+            resolve::check_apart(store, "plugins", &directory)?;
+        }
+        Ok(directory)
+    }
+
+    /// The whole configuration as JSON, with defaults filled in. Variables stay unexpanded, secrets are `"***"`.
+    pub fn show(&self) -> Value {
+        show::config(self)
+    }
+}
+
+/// Where plugins are without a flag. `configured` is absolute.
+fn default_plugins_directory(configured: Option<&Path>) -> Result<PathBuf> {
+    if let Some(directory) = environment::path(PLUGINS_VARIABLE) {
+        return absolute(&directory);
+    }
+    if let Some(directory) = configured {
+        return Ok(directory.to_path_buf());
+    }
+    let executable = std::env::current_exe()
+        .map_err(|error| Error::config("the folder of this program cannot be told").caused_by(error))?;
+    Ok(executable.with_file_name("plugins"))
+}
+
+/// `path` from the root, as the working directory is now.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|error| Error::config(format!("the path `{}` cannot be used", path.display())).caused_by(error))
+}
+
+fn parse(text: &[u8]) -> Result<Value> {
+    larder_model::json::parse(text).map_err(|error| Error::config(error.message))
+}
+
+impl Secret {
+    /// Hides `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Secret(text.into())
+    }
+
+    /// The text itself, for whoever opens the connection.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("name", &self.name)
+            .field("strategy", &self.strategy)
+            .field("section", &show::without_secrets(&self.section))
+            .field("grants", &self.grants)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Config({})", self.show())
+    }
+}
