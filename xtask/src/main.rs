@@ -1,1 +1,61 @@
-fn main(){}
+//! The project's own commands, so that a fresh machine needs Rust and a C compiler and nothing else. Each is a list of
+//! ordinary commands, printed before they run ([`shell`]); what is built and where it lands is in [`artifacts`].
+
+mod artifacts;
+mod check;
+mod data;
+mod demo;
+mod dist;
+mod shell;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo              build everything and migrate the sample data from JSON to SQLite, in target/demo
+  test [ARGS]       build everything and run all tests; ARGS go to `cargo test`
+  check             formatting, lints, tidy and documentation
+  ci                check, then test
+  tidy              the rules that the compiler and clippy cannot check
+  plugins           build the plugins into target/plugins
+  dist              a release build of host and plugins in target/dist
+  data machines --count N --out FILE [--seed N]
+                    a document of N machines with their requests and templates
+  data hostfactory --out FILE [--seed N]
+                    a document as a real installation writes it: 2,550 entities";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<()> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match *arguments {
+        ["demo"] => demo::run_demo(),
+        ["test", ref rest @ ..] => test::run_tests(rest),
+        ["check"] => check::run_checks(),
+        ["ci"] => check::run_checks().and_then(|()| test::run_tests(&[])),
+        ["tidy"] => tidy::run(),
+        ["plugins"] => artifacts::build_plugins().map(drop),
+        ["dist"] => dist::run(),
+        ["data", ref rest @ ..] => data::run(rest),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        [] => bail!("no command\n\n{USAGE}"),
+        [command, ..] => bail!("unknown command or too many arguments: {command}\n\n{USAGE}"),
+    }
+}

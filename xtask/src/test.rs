@@ -1,0 +1,49 @@
+//! `cargo xtask test`: everything that the tests need, then the tests.
+
+use anyhow::Result;
+
+use crate::artifacts::{build_plugins_and_guests, guests, host};
+use crate::shell::{cargo, run};
+
+/// Builds and tests. `arguments` go to `cargo test` as they are; a package among them replaces the whole workspace.
+pub(crate) fn run_tests(arguments: &[&str]) -> Result<()> {
+    let (plugins, guest_directory) = build_plugins_and_guests()?;
+    let packages = if names_packages(arguments) { Vec::new() } else { workspace()? };
+    // The same selection as the tests', so that each dependency is built once, with one set of features.
+    run(cargo()?.args(["build", "--bins", "--tests"]).args(workspace()?))?;
+    run(cargo()?
+        .args(["test", "--no-fail-fast"])
+        .args(packages)
+        .args(arguments)
+        .env("LARDER_TEST_PLUGINS", plugins)
+        .env("LARDER_TEST_GUESTS", guest_directory)
+        .env("LARDER_TEST_BIN", host(false)?))
+}
+
+/// The arguments that select every package but the guests, which are no programs for this machine.
+pub(crate) fn workspace() -> Result<Vec<String>> {
+    let mut arguments = vec!["--workspace".to_owned()];
+    for guest in guests()? {
+        arguments.extend(["--exclude".to_owned(), guest.package]);
+    }
+    Ok(arguments)
+}
+
+fn names_packages(arguments: &[&str]) -> bool {
+    let cargos = arguments.iter().take_while(|argument| **argument != "--");
+    cargos.into_iter().any(|argument| {
+        ["-p", "--package"].contains(argument) || argument.starts_with("-p=") || argument.starts_with("--package=")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_replaces_the_workspace_unless_it_is_meant_for_the_tests() {
+        assert!(names_packages(&["-p", "larder"]));
+        assert!(names_packages(&["--package=larder"]));
+        assert!(!names_packages(&["some_test", "--", "-p"]));
+    }
+}
