@@ -1,7 +1,7 @@
 //! What is built and where it lands. Cargo builds into its target folder, which clones may share; what the other
 //! commands use is then copied into `target` of the workspace, so that each clone reads its own.
 //!
-//! Plugins and guests are built by one command for another target than the host, so neither rebuilds the other.
+//! Plugins and guests are built for another target than the host, so neither rebuilds the other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -97,14 +97,14 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
+/// Builds each as a component and nothing else: a library beside it would keep the linker from optimizing the whole.
 fn build<'a>(components: impl IntoIterator<Item = &'a Component>) -> Result<()> {
     ensure_wasm_target()?;
-    let mut command = cargo()?;
-    command.args(["build", "--release", "--target", WASM_TARGET]);
     for component in components {
-        command.args(["--package", &component.package]);
+        let package = ["--package", &component.package, "--lib", "--crate-type", "cdylib"];
+        run(cargo()?.args(["rustc", "--release", "--target", WASM_TARGET]).args(package))?;
     }
-    run(&mut command)
+    Ok(())
 }
 
 /// Copies what was built as `NAME.wasm`. What was there before goes: a plugin that is no longer built is no plugin.
