@@ -22,7 +22,7 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, Metadata, MetadataExt, OpenOptions, OpenOptionsExt, PermissionsExt},
 };
-use larder_model::{Error, ErrorKind, Result};
+use larder_model::{Error, ErrorKind, Result, Retry};
 use rustix::{fs::OFlags, io::Errno};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -231,7 +231,7 @@ impl Directory {
             let now = Instant::now();
             if now >= deadline {
                 let message = format!("the lock file {name} is held by another process");
-                return Err(Error { retry: larder_model::Retry::Safe, ..Error::new(ErrorKind::Timeout, message) });
+                return Err(Error { retry: Retry::Safe, ..Error::new(ErrorKind::Timeout, message) });
             }
             tokio::time::sleep_until(deadline.min(now + pause)).await;
             pause = (pause * 3 / 2).min(LOCK_POLL_MAX);
@@ -570,10 +570,14 @@ fn commit(mut temporary: Temporary, path: &str, keep_old_as: Option<&str>, durab
         return Err(failed(error));
     }
     temporary.renamed = true;
-    if durable {
-        sync_folder(&temporary.dir, temporary.target.parent().unwrap_or(Path::new("")))?;
-    }
-    stat_of_file(&temporary.file, path)
+    // From here on the new document is what everybody sees, though a crash could still bring the old one back.
+    let sync_and_stat = || {
+        if durable {
+            sync_folder(&temporary.dir, temporary.target.parent().unwrap_or(Path::new("")))?;
+        }
+        stat_of_file(&temporary.file, path)
+    };
+    sync_and_stat().map_err(|error| Error { retry: Retry::UnknownOutcome, ..error })
 }
 
 /// Gives the old document a second name, or copies it where the file system has no hard links. Never overwrites.
