@@ -53,14 +53,14 @@ const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// A file's size, and a value that changes whenever its identity, size or times do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileStat {
-    pub(crate) size: u64,
-    pub(crate) generation: u64,
+pub struct FileStat {
+    pub size: u64,
+    pub generation: u64,
 }
 
 /// How a lock is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LockMode {
+pub enum LockMode {
     /// Beside other shared holders.
     Shared,
     /// Alone.
@@ -71,7 +71,7 @@ pub(crate) enum LockMode {
 ///
 /// The directory need not exist: until the first write makes it, there are no files in it.
 #[derive(Debug, Clone)]
-pub(crate) struct Directory(Arc<Inner>);
+pub struct Directory(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -90,7 +90,7 @@ struct Inner {
 
 /// A lock that is held until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     /// None where the directory cannot be written to and has no lock file.
     _file: Option<File>,
     _handle: OwnedSemaphorePermit,
@@ -98,7 +98,7 @@ pub(crate) struct Lock {
 
 /// A new document beside the old one. Dropped without [`Replacement::commit`], it leaves nothing.
 #[derive(Debug)]
-pub(crate) struct Replacement {
+pub struct Replacement {
     directory: Directory,
     path: String,
     state: State,
@@ -136,7 +136,7 @@ impl Drop for Temporary {
 
 impl Directory {
     /// The directory at `path`, which is resolved with the process' own rights and touched by the first use.
-    pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
         Directory(Arc::new(Inner {
             path: path.into(),
             opened: Mutex::default(),
@@ -154,7 +154,7 @@ impl Directory {
     /// Where the directory cannot be written to, or does not exist, and has no lock file, a shared lock is granted
     /// without one: there is nothing to lock then, and a reader must not need the right to write. A process that may
     /// write there is not kept out by it.
-    pub(crate) async fn try_acquire(&self, name: &str, mode: LockMode) -> Result<Option<Lock>> {
+    pub async fn try_acquire(&self, name: &str, mode: LockMode) -> Result<Option<Lock>> {
         check_path(name)?;
         let reserve = locked(&self.0.reserve).take();
         if let Some((reserved, reserved_mode, lock)) = reserve
@@ -188,7 +188,7 @@ impl Directory {
     ///
     /// # Errors
     /// `timeout` at the deadline.
-    pub(crate) async fn wait_for_lock(&self, deadline: Instant) -> Result<()> {
+    pub async fn wait_for_lock(&self, deadline: Instant) -> Result<()> {
         let Some((name, mode)) = locked(&self.0.wanted).take() else {
             // Busy without a lock: something inside the plugin is in use. There is nothing to wait for but time.
             tokio::time::sleep_until(deadline.min(Instant::now() + LOCK_POLL_MAX)).await;
@@ -208,7 +208,7 @@ impl Directory {
     }
 
     /// Lets go of a lock that was waited for and not taken.
-    pub(crate) fn release_reserve(&self) {
+    pub fn release_reserve(&self) {
         *locked(&self.0.reserve) = None;
         *locked(&self.0.wanted) = None;
     }
@@ -284,7 +284,7 @@ impl Directory {
     }
 
     /// `files.stat`.
-    pub(crate) async fn stat(&self, path: &str) -> Result<Option<FileStat>> {
+    pub async fn stat(&self, path: &str) -> Result<Option<FileStat>> {
         check_path(path)?;
         match self.metadata(path)? {
             Some(metadata) if metadata.is_file() => Ok(Some(stat_of(&metadata))),
@@ -294,7 +294,7 @@ impl Directory {
     }
 
     /// `files.read`: at most [`READ_BYTES_MAX`] a call.
-    pub(crate) async fn read(&self, path: &str, offset: u64, max_bytes: u32) -> Result<Option<Vec<u8>>> {
+    pub async fn read(&self, path: &str, offset: u64, max_bytes: u32) -> Result<Option<Vec<u8>>> {
         check_path(path)?;
         let Some(dir) = self.dir()? else { return Ok(None) };
         let Some(file) = absent_is_none(open_regular(&dir, path, OpenOptions::new().read(true)))? else {
@@ -308,7 +308,7 @@ impl Directory {
     }
 
     /// `files.append`.
-    pub(crate) async fn append(&self, path: &str, data: Vec<u8>) -> Result<FileStat> {
+    pub async fn append(&self, path: &str, data: Vec<u8>) -> Result<FileStat> {
         check_path(path)?;
         let dir = self.dir_for_writing()?;
         make_parents(&dir, path)?;
@@ -328,7 +328,7 @@ impl Directory {
     }
 
     /// `files.sync`: the file, and its name where that is new.
-    pub(crate) async fn sync(&self, path: &str) -> Result<()> {
+    pub async fn sync(&self, path: &str) -> Result<()> {
         check_path(path)?;
         let dir = self.dir()?.ok_or_else(|| no_file(path))?;
         let file = open_regular(&dir, path, OpenOptions::new().read(true))?;
@@ -348,7 +348,7 @@ impl Directory {
     }
 
     /// `files.truncate`.
-    pub(crate) async fn truncate(&self, path: &str, size: u64) -> Result<()> {
+    pub async fn truncate(&self, path: &str, size: u64) -> Result<()> {
         check_path(path)?;
         let dir = self.dir()?.ok_or_else(|| no_file(path))?;
         let file = open_regular(&dir, path, OpenOptions::new().write(true))?;
@@ -358,7 +358,7 @@ impl Directory {
     }
 
     /// `files.remove`. Of a link, the link is removed.
-    pub(crate) async fn remove(&self, path: &str) -> Result<bool> {
+    pub async fn remove(&self, path: &str) -> Result<bool> {
         check_path(path)?;
         let Some(dir) = self.dir()? else { return Ok(false) };
         let Some(metadata) = absent_is_none(dir.symlink_metadata(path).map_err(|error| io_error(path, &error)))? else {
@@ -374,7 +374,7 @@ impl Directory {
 
     /// `files.entries`. Unfinished replacements are not listed: they are no documents, and are swept when their maker
     /// is gone.
-    pub(crate) async fn entries(&self, prefix: &str) -> Result<Vec<(String, FileStat)>> {
+    pub async fn entries(&self, prefix: &str) -> Result<Vec<(String, FileStat)>> {
         let (folder, name_prefix) = match prefix.rsplit_once('/') {
             Some((folder, name_prefix)) => {
                 check_path(folder)?;
@@ -390,7 +390,7 @@ impl Directory {
     }
 
     /// `files.free-space`.
-    pub(crate) async fn free_space(&self) -> Result<u64> {
+    pub async fn free_space(&self) -> Result<u64> {
         let unknown = |errno: Errno| io_error("the directory", &errno.into());
         if let Some(dir) = self.dir()? {
             let space = rustix::fs::fstatvfs(&*dir).map_err(unknown)?;
@@ -409,7 +409,7 @@ impl Directory {
     }
 
     /// `files.replacement`: whatever is wrong with `path`, the first write or the commit says.
-    pub(crate) fn replacement(&self, path: &str) -> Replacement {
+    pub fn replacement(&self, path: &str) -> Replacement {
         Replacement { directory: self.clone(), path: path.to_string(), state: State::New }
     }
 
@@ -503,7 +503,7 @@ impl Directory {
 
 impl Replacement {
     /// Appends to the new document.
-    pub(crate) async fn write(&mut self, data: Vec<u8>) -> Result<()> {
+    pub async fn write(&mut self, data: Vec<u8>) -> Result<()> {
         let mut temporary = self.take_open()?;
         let path = self.path.clone();
         let small = data.len() <= INLINE_BYTES_MAX;
@@ -525,7 +525,7 @@ impl Replacement {
     }
 
     /// Puts it in the old document's place, which keeps existing as `keep_old_as` where that is given.
-    pub(crate) async fn commit(mut self, keep_old_as: Option<&str>, durable: bool) -> Result<FileStat> {
+    pub async fn commit(mut self, keep_old_as: Option<&str>, durable: bool) -> Result<FileStat> {
         if let Some(name) = keep_old_as {
             check_path(name)?;
         }

@@ -1,0 +1,293 @@
+//! What the host lends a plugin, and only what its store was granted: a linker per store holds nothing else, so that a
+//! component that imports more does not load.
+//!
+//! Each module holds one capability in plain Rust; here they meet the contract's imports. Nothing of an outer path, an
+//! address or a password passes: the host opens the directory or the database, and the plugin gets "the" one.
+
+// Public inside a private module: the generated bindings name their handles.
+pub mod files;
+pub mod sql;
+
+use larder_model::Error as ContractError;
+use wasmtime::Engine;
+use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
+
+use crate::config::{Grants, SqlGrant, Store};
+use crate::error::{Error, Result};
+use crate::plugin::bindings::{StrategyPre, error_into, isolation_from_option, types};
+use crate::plugin::bindings::{files as wit_files, sql as wit_sql};
+use crate::plugin::instance::{State, one_line};
+use crate::plugin::{Capability, Plugin};
+use files::{Directory, FileStat, Lock, LockMode, Replacement};
+use sql::{Database, Dialect, Rows, SqlValue, Transaction};
+
+/// What one store borrows. Clones are the same loan.
+#[derive(Clone, Default)]
+pub(crate) struct Lent {
+    pub(crate) files: Option<Directory>,
+    pub(crate) sql: Option<Database>,
+}
+
+impl Lent {
+    /// Makes the capabilities that the grants describe. Nothing is opened before it is used.
+    pub(crate) fn new(grants: &Grants) -> Result<Lent> {
+        Ok(Lent {
+            files: grants.files.as_ref().map(|grant| Directory::new(&grant.directory)),
+            sql: grants.sql.as_ref().map(database).transpose()?,
+        })
+    }
+}
+
+fn database(grant: &SqlGrant) -> Result<Database> {
+    match grant {
+        SqlGrant::Sqlite { path, pool } => Ok(Database::open_sqlite(sql::SqliteSettings {
+            path: path.clone(),
+            pool_size: pool.size,
+            max_overflow: pool.max_overflow,
+            timeout: pool.timeout,
+            pool_timeout: pool.pool_timeout,
+            pool_recycle: pool.pool_recycle,
+            query_cache: pool.query_cache,
+        })),
+        SqlGrant::Postgresql { .. } => Err(Error::contract(
+            larder_model::ErrorKind::Unsupported,
+            "this version of larder does not connect to PostgreSQL",
+        )
+        .hint("`type` can be `sqlite`")),
+    }
+}
+
+/// Links a plugin with what its store was granted.
+pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<StrategyPre<State>> {
+    for wanted in &plugin.wants {
+        let granted = match wanted {
+            Capability::Files => store.grants.files.is_some(),
+            Capability::Sql => store.grants.sql.is_some(),
+        };
+        if !granted {
+            return Err(Error::refused(format!(
+                "plugin `{}` wants the capability `{}`, which store `{}` was not granted",
+                plugin.name,
+                wanted.name(),
+                store.name
+            ))
+            .hint(format!("if you trust it, add {} to `{}`", wanted.grant_example(), store.location)));
+        }
+    }
+    let mut linker: Linker<State> = Linker::new(engine);
+    let linked = wasmtime_wasi::p2::add_to_linker_async(&mut linker)
+        .and_then(|()| match store.grants.files {
+            Some(_) => wit_files::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state),
+            None => Ok(()),
+        })
+        .and_then(|()| match store.grants.sql {
+            Some(_) => wit_sql::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state),
+            None => Ok(()),
+        })
+        .and_then(|()| StrategyPre::new(linker.instantiate_pre(&plugin.component)?));
+    linked.map_err(|error| {
+        Error::refused(format!("plugin `{}` does not link", plugin.name))
+            .caused_by(one_line(&error.root_cause().to_string()))
+            .hint("`larder plugins inspect` shows what it imports")
+    })
+}
+
+type Answer<T> = wasmtime::Result<std::result::Result<T, types::Error>>;
+
+/// A contract error is an answer, not a trap.
+fn answer<T>(result: larder_model::Result<T>) -> Answer<T> {
+    Ok(result.map_err(error_into))
+}
+
+/// A handle that the table has no room for is an answer too.
+fn keep<T, U: 'static>(kept: Result<T, ResourceTableError>) -> larder_model::Result<T> {
+    kept.map_err(|_| {
+        let kind = std::any::type_name::<U>().rsplit("::").next().unwrap_or_default().to_lowercase();
+        ContractError::new(larder_model::ErrorKind::LimitExceeded, format!("too many open handles for another {kind}"))
+    })
+}
+
+impl types::Host for State {}
+
+impl State {
+    /// There is one wherever the interface is linked, because both follow from the same grant.
+    fn directory(&self) -> wasmtime::Result<Directory> {
+        self.files.clone().ok_or_else(|| wasmtime::Error::msg("no directory was granted"))
+    }
+
+    fn database(&self) -> wasmtime::Result<Database> {
+        self.sql.clone().ok_or_else(|| wasmtime::Error::msg("no database was granted"))
+    }
+}
+
+fn file_stat_into(stat: FileStat) -> wit_files::FileStat {
+    wit_files::FileStat { size: stat.size, generation: stat.generation }
+}
+
+impl wit_files::Host for State {
+    async fn try_acquire(&mut self, name: String, mode: wit_files::LockMode) -> Answer<Option<Resource<Lock>>> {
+        let mode = match mode {
+            wit_files::LockMode::Shared => LockMode::Shared,
+            wit_files::LockMode::Exclusive => LockMode::Exclusive,
+        };
+        let lock = match self.directory()?.try_acquire(&name, mode).await {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Ok(Ok(None)),
+            Err(error) => return answer(Err(error)),
+        };
+        answer(keep::<_, Lock>(self.table.push(lock)).map(Some))
+    }
+
+    async fn stat(&mut self, path: String) -> Answer<Option<wit_files::FileStat>> {
+        answer(self.directory()?.stat(&path).await.map(|stat| stat.map(file_stat_into)))
+    }
+
+    async fn read(&mut self, path: String, offset: u64, max_bytes: u32) -> Answer<Option<Vec<u8>>> {
+        answer(self.directory()?.read(&path, offset, max_bytes).await)
+    }
+
+    async fn append(&mut self, path: String, data: Vec<u8>) -> Answer<wit_files::FileStat> {
+        answer(self.directory()?.append(&path, data).await.map(file_stat_into))
+    }
+
+    async fn sync(&mut self, path: String) -> Answer<()> {
+        answer(self.directory()?.sync(&path).await)
+    }
+
+    async fn truncate(&mut self, path: String, size: u64) -> Answer<()> {
+        answer(self.directory()?.truncate(&path, size).await)
+    }
+
+    async fn remove(&mut self, path: String) -> Answer<bool> {
+        answer(self.directory()?.remove(&path).await)
+    }
+
+    async fn entries(&mut self, prefix: String) -> Answer<Vec<(String, wit_files::FileStat)>> {
+        let entries = self.directory()?.entries(&prefix).await;
+        answer(entries.map(|it| it.into_iter().map(|(path, stat)| (path, file_stat_into(stat))).collect()))
+    }
+
+    async fn free_space(&mut self) -> Answer<u64> {
+        answer(self.directory()?.free_space().await)
+    }
+}
+
+impl wit_files::HostLock for State {
+    async fn drop(&mut self, lock: Resource<Lock>) -> wasmtime::Result<()> {
+        self.table.delete(lock)?;
+        Ok(())
+    }
+}
+
+impl wit_files::HostReplacement for State {
+    async fn new(&mut self, path: String) -> wasmtime::Result<Resource<Replacement>> {
+        let replacement = self.directory()?.replacement(&path);
+        Ok(self.table.push(replacement)?)
+    }
+
+    async fn write(&mut self, replacement: Resource<Replacement>, data: Vec<u8>) -> Answer<()> {
+        answer(self.table.get_mut(&replacement)?.write(data).await)
+    }
+
+    async fn commit(
+        &mut self,
+        replacement: Resource<Replacement>,
+        keep_old_as: Option<String>,
+        durable: bool,
+    ) -> Answer<wit_files::FileStat> {
+        let replacement = self.table.delete(replacement)?;
+        answer(replacement.commit(keep_old_as.as_deref(), durable).await.map(file_stat_into))
+    }
+
+    async fn drop(&mut self, replacement: Resource<Replacement>) -> wasmtime::Result<()> {
+        self.table.delete(replacement)?;
+        Ok(())
+    }
+}
+
+fn value_from(value: wit_sql::Value) -> SqlValue {
+    match value {
+        wit_sql::Value::Null => SqlValue::Null,
+        wit_sql::Value::Boolean(value) => SqlValue::Boolean(value),
+        wit_sql::Value::Integer(value) => SqlValue::Integer(value),
+        wit_sql::Value::Number(value) => SqlValue::Number(value),
+        wit_sql::Value::Text(value) => SqlValue::Text(value),
+        wit_sql::Value::Blob(value) => SqlValue::Blob(value),
+        wit_sql::Value::Json(value) => SqlValue::Json(value),
+        wit_sql::Value::Decimal(value) => SqlValue::Decimal(value),
+    }
+}
+
+fn value_into(value: SqlValue) -> wit_sql::Value {
+    match value {
+        SqlValue::Null => wit_sql::Value::Null,
+        SqlValue::Boolean(value) => wit_sql::Value::Boolean(value),
+        SqlValue::Integer(value) => wit_sql::Value::Integer(value),
+        SqlValue::Number(value) => wit_sql::Value::Number(value),
+        SqlValue::Text(value) => wit_sql::Value::Text(value),
+        SqlValue::Blob(value) => wit_sql::Value::Blob(value),
+        SqlValue::Json(value) => wit_sql::Value::Json(value),
+        SqlValue::Decimal(value) => wit_sql::Value::Decimal(value),
+    }
+}
+
+fn rows_into(rows: Rows) -> wit_sql::Rows {
+    wit_sql::Rows {
+        columns: rows.columns,
+        cells: rows.cells.into_iter().map(value_into).collect(),
+        affected: rows.affected,
+        more: rows.more,
+    }
+}
+
+fn params_from(params: Vec<wit_sql::Value>) -> Vec<SqlValue> {
+    params.into_iter().map(value_from).collect()
+}
+
+impl wit_sql::Host for State {
+    async fn get_dialect(&mut self) -> wasmtime::Result<wit_sql::Dialect> {
+        Ok(match self.database()?.dialect() {
+            Dialect::Sqlite => wit_sql::Dialect::Sqlite,
+            Dialect::Postgres => wit_sql::Dialect::Postgres,
+        })
+    }
+
+    async fn size(&mut self) -> Answer<Option<u64>> {
+        answer(self.database()?.size().await)
+    }
+
+    async fn query(&mut self, statement: wit_sql::Statement, max_bytes: u32) -> Answer<wit_sql::Rows> {
+        let params = params_from(statement.params);
+        answer(self.database()?.query(&statement.text, params, max_bytes).await.map(rows_into))
+    }
+
+    async fn begin(&mut self, isolation: Option<types::Isolation>, read_only: bool) -> Answer<Resource<Transaction>> {
+        let begun = self.database()?.begin(isolation_from_option(isolation), read_only).await;
+        answer(begun.and_then(|transaction| keep::<_, Transaction>(self.table.push(transaction))))
+    }
+}
+
+impl wit_sql::HostTransaction for State {
+    async fn query(
+        &mut self,
+        transaction: Resource<Transaction>,
+        statement: wit_sql::Statement,
+        max_bytes: u32,
+    ) -> Answer<wit_sql::Rows> {
+        let params = params_from(statement.params);
+        answer(self.table.get_mut(&transaction)?.query(&statement.text, params, max_bytes).await.map(rows_into))
+    }
+
+    async fn commit(&mut self, transaction: Resource<Transaction>) -> Answer<()> {
+        answer(self.table.delete(transaction)?.commit().await)
+    }
+
+    async fn rollback(&mut self, transaction: Resource<Transaction>) -> Answer<()> {
+        answer(self.table.delete(transaction)?.rollback().await)
+    }
+
+    async fn drop(&mut self, transaction: Resource<Transaction>) -> wasmtime::Result<()> {
+        self.table.delete(transaction)?;
+        Ok(())
+    }
+}

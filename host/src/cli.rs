@@ -1,0 +1,371 @@
+//! The command line as it is typed: clap's types and their help, no behaviour.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+
+/// Store JSON entities through sandboxed storage strategies, and migrate them between strategies.
+///
+/// Data goes to standard output, everything else to standard error.
+///
+/// Exit codes: 0 done; 1 the answer is no (absent, conflict, rejected, differs); 2 usage or configuration; 3 a plugin was
+/// refused, denied or trapped; 4 a store cannot be reached; 5 corrupt data, a limit, or an internal fault.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, max_term_width = 100)]
+pub struct Cli {
+    /// The configuration [default: $LARDER_CONFIG, else larder.json].
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// The directory of the plugins [default: $LARDER_PLUGINS, else `plugins.directory`, else `plugins` beside the program].
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub plugins: Option<PathBuf>,
+    /// How results, errors and progress are written.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A store, named in one way by every command.
+#[derive(Debug, Args)]
+pub struct StoreArg {
+    /// A name from `storage.stores`, or a strategy's name for its section [default: storage.strategy].
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Move every entity from one store to another: validated, backed up, verified.
+    Migrate(MigrateArgs),
+    /// The same as `migrate`, as earlier systems spelt it.
+    #[command(name = "migrateRepository", hide = true)]
+    MigrateRepository(MigrateRepositoryArgs),
+    /// Compare the content of two stores.
+    Verify(VerifyArgs),
+    /// Print entities by id.
+    Get(GetArgs),
+    /// Save entities: each is created, or replaced as a whole.
+    Save(SaveArgs),
+    /// Replace one stored entity as a whole.
+    Update(UpdateArgs),
+    /// Remove entities.
+    Delete(DeleteArgs),
+    /// Print the entities that a filter holds for.
+    Query(QueryArgs),
+    /// Count the entities that a filter holds for.
+    Count(CountArgs),
+    /// Print every entity of a store, one a line: {"collection": …, "entity": …}.
+    Export(ExportArgs),
+    /// Read what `export` printed; versions and times stay as they are.
+    Import(ImportArgs),
+    /// Look after stores.
+    #[command(subcommand)]
+    Stores(StoresCommand),
+    /// Look at plugins.
+    #[command(subcommand)]
+    Plugins(PluginsCommand),
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// Arguments of `migrate`.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// The store to read.
+    #[arg(long, value_name = "STORE")]
+    pub from: String,
+    /// The store to write.
+    #[arg(long, value_name = "STORE")]
+    pub to: String,
+    /// How.
+    #[command(flatten)]
+    pub options: MigrateOptions,
+}
+
+/// Arguments of `migrateRepository`.
+#[derive(Debug, Args)]
+pub struct MigrateRepositoryArgs {
+    /// The store to read.
+    #[arg(long, value_name = "STORE")]
+    pub source_type: String,
+    /// The store to write.
+    #[arg(long, value_name = "STORE")]
+    pub target_type: String,
+    /// How.
+    #[command(flatten)]
+    pub options: MigrateOptions,
+}
+
+/// How to migrate.
+#[derive(Debug, Args)]
+pub struct MigrateOptions {
+    /// Entities written at once [default: migration.batch_size, else 100].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub batch_size: Option<u32>,
+    /// Readers of the source that run side by side [default: migration.parallel_workers, else 4].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub workers: Option<u32>,
+    /// Validate everything and write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not back up the source.
+    #[arg(long)]
+    pub no_backup: bool,
+    /// Do not read the target back.
+    #[arg(long)]
+    pub no_verify: bool,
+    /// Remove the verified entities from the source.
+    #[arg(long)]
+    pub cleanup_source: bool,
+    /// What to do with an entity that the target holds with other content.
+    #[arg(long, value_enum, default_value_t = ExistingArg::Fail)]
+    pub existing: ExistingArg,
+    /// Move only this collection (repeatable).
+    #[arg(long, value_name = "NAME")]
+    pub collection: Vec<String>,
+    /// Leave this collection behind (repeatable).
+    #[arg(long, value_name = "NAME", conflicts_with = "collection")]
+    pub exclude: Vec<String>,
+}
+
+/// What to do with an entity that is stored already with other content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExistingArg {
+    /// Refuse.
+    Fail,
+    /// Leave what is stored.
+    Skip,
+    /// Replace what is stored.
+    Overwrite,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// One store.
+    #[arg(long, value_name = "STORE")]
+    pub from: String,
+    /// The other store.
+    #[arg(long, value_name = "STORE")]
+    pub to: String,
+    /// Compare only this collection (repeatable).
+    #[arg(long, value_name = "NAME")]
+    pub collection: Vec<String>,
+}
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// Where to look.
+    pub collection: String,
+    /// The ids, in the order to print.
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// Arguments of `save`.
+#[derive(Debug, Args)]
+pub struct SaveArgs {
+    /// Where to.
+    pub collection: String,
+    /// A JSON object, an array of them, or one a line [default: standard input].
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// Save only where this holds: nothing is stored (`absent`), something is (`present`), or this version.
+    #[arg(long, value_name = "absent|present|VERSION", value_parser = parse_expectation)]
+    pub expect: Option<ExpectArg>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// What `--expect` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpectArg {
+    /// Nothing is stored.
+    Absent,
+    /// Something is stored.
+    Present,
+    /// This version is stored.
+    Version(u64),
+}
+
+fn parse_expectation(text: &str) -> Result<ExpectArg, String> {
+    match text {
+        "absent" => Ok(ExpectArg::Absent),
+        "present" => Ok(ExpectArg::Present),
+        _ => text.parse().map(ExpectArg::Version).map_err(|_| "neither `absent`, `present` nor a version".into()),
+    }
+}
+
+/// Arguments of `update`.
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Where it is.
+    pub collection: String,
+    /// Which entity.
+    pub id: String,
+    /// A JSON object [default: standard input].
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// Update only this version.
+    #[arg(long, value_name = "N")]
+    pub expected_version: Option<u64>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// Arguments of `delete`.
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Where they are.
+    pub collection: String,
+    /// Which entities.
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Delete only this version.
+    #[arg(long, value_name = "N")]
+    pub expected_version: Option<u64>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// What an entity must be like.
+#[derive(Debug, Args)]
+pub struct FilterArgs {
+    /// `field=value`, also != < <= > >= ^= (begins with) ~= (contains), or `field` alone (exists). Repeated: all must hold.
+    #[arg(long, value_name = "EXPR")]
+    pub filter: Vec<String>,
+    /// A filter as a JSON tree: {"any": [{"field": "status", "op": "in", "value": ["PENDING"]}, …]}.
+    #[arg(long, value_name = "TREE")]
+    pub filter_json: Option<String>,
+}
+
+/// Arguments of `query`.
+#[derive(Debug, Args)]
+pub struct QueryArgs {
+    /// Where to look.
+    pub collection: String,
+    /// What must hold.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// Sort by this field (repeatable); `FIELD:desc` for the largest first.
+    #[arg(long, value_name = "FIELD[:desc]")]
+    pub order_by: Vec<String>,
+    /// Print at most this many.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Use this index.
+    #[arg(long, value_name = "NAME")]
+    pub index: Option<String>,
+    /// Say how it was answered instead of printing entities.
+    #[arg(long)]
+    pub explain: bool,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// Arguments of `count`.
+#[derive(Debug, Args)]
+pub struct CountArgs {
+    /// Where to look.
+    pub collection: String,
+    /// What must hold.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Print only this collection (repeatable).
+    #[arg(long, value_name = "NAME")]
+    pub collection: Vec<String>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// Arguments of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// What `export` printed [default: standard input].
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// What to do with an entity that is stored already with other content.
+    #[arg(long, value_enum, default_value_t = ExistingArg::Fail)]
+    pub existing: ExistingArg,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// Commands about stores.
+#[derive(Debug, Subcommand)]
+pub enum StoresCommand {
+    /// Print the stores that the configuration describes.
+    List,
+    /// Say whether stores can be reached, read and written, and what is in them [default: all].
+    Check(StoreArg),
+    /// Make the tables, indexes and files that are missing.
+    Prepare {
+        /// Only say what would be made.
+        #[arg(long)]
+        dry_run: bool,
+        /// The store.
+        #[command(flatten)]
+        store: StoreArg,
+    },
+}
+
+/// Commands about plugins.
+#[derive(Debug, Subcommand)]
+pub enum PluginsCommand {
+    /// Print the plugins in the plugins directory.
+    List,
+    /// Print what a component wants and can do, and the configuration that would grant it.
+    Inspect {
+        /// The component.
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+}
+
+/// Commands about the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check it, with the section of every store against its plugin.
+    Check,
+    /// Print its JSON Schema.
+    Schema,
+    /// Print it as it was understood, with defaults and without secrets.
+    Show,
+}

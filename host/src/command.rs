@@ -1,0 +1,126 @@
+//! The commands, one file each. A command takes its arguments as typed, does its work through a repository, and tells
+//! the printer what came of it.
+
+mod config;
+mod count;
+mod delete;
+mod export;
+mod get;
+mod import;
+mod input;
+mod migrate;
+mod plugins;
+mod query;
+mod save;
+mod stores;
+mod update;
+mod verify;
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command, FilterArgs, Format};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::model::filter::{self, Filter};
+use crate::output::{self, Printer};
+use crate::repository::Repository;
+
+/// What every command has.
+struct Context {
+    host: Host,
+    printer: Printer,
+}
+
+impl Context {
+    /// Opens a store and passes its warnings on.
+    async fn open(&self, store: Option<&str>) -> Result<Repository> {
+        let repository = self.host.open(store).await?;
+        for warning in repository.opened().warnings {
+            output::warning(self.printer.format(), &warning);
+        }
+        Ok(repository)
+    }
+}
+
+/// Runs the command to its end.
+pub fn run(cli: Cli) -> Result<()> {
+    let mut printer = Printer::new(cli.format);
+    // What needs no configuration must work without one.
+    match &cli.command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "larder", &mut script);
+            printer.verbatim(&String::from_utf8_lossy(&script))?;
+            return printer.finish();
+        }
+        Command::Config(crate::cli::ConfigCommand::Schema) => {
+            printer.verbatim(&format!("{:#}\n", crate::config::schema()))?;
+            return printer.finish();
+        }
+        _ => {}
+    }
+    let config = Config::load(cli.config.as_deref())?;
+    for warning in config.warnings() {
+        output::warning(cli.format, warning);
+    }
+    let host = Host::new(config, cli.plugins.as_deref())?;
+    let mut context = Context { host, printer };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::refused("cannot start the runtime").caused_by(error))?;
+    let done = runtime.block_on(dispatch(cli.command, &mut context));
+    let finished = context.printer.finish();
+    done.and(finished)
+}
+
+async fn dispatch(command: Command, context: &mut Context) -> Result<()> {
+    match command {
+        Command::Migrate(args) => migrate::run(context, &args.from, &args.to, args.options).await,
+        Command::MigrateRepository(args) => {
+            migrate::run(context, &args.source_type, &args.target_type, args.options).await
+        }
+        Command::Verify(args) => verify::run(context, args).await,
+        Command::Get(args) => get::run(context, args).await,
+        Command::Save(args) => save::run(context, args).await,
+        Command::Update(args) => update::run(context, args).await,
+        Command::Delete(args) => delete::run(context, args).await,
+        Command::Query(args) => query::run(context, args).await,
+        Command::Count(args) => count::run(context, args).await,
+        Command::Export(args) => export::run(context, args).await,
+        Command::Import(args) => import::run(context, args).await,
+        Command::Stores(command) => stores::run(context, command).await,
+        Command::Plugins(command) => plugins::run(context, command).await,
+        Command::Config(command) => config::run(context, command).await,
+        Command::Completions { .. } => Ok(()),
+    }
+}
+
+/// The conjunction of all that was said about a filter.
+fn filter_of(args: &FilterArgs) -> Result<Option<Filter>> {
+    let mut parts = Vec::new();
+    for expression in &args.filter {
+        parts.push(filter::parse_expression(expression)?);
+    }
+    if let Some(tree) = &args.filter_json {
+        let tree = crate::model::json::parse(tree.as_bytes())
+            .map_err(|error| Error::usage("--filter-json is not JSON").caused_by(error))?;
+        parts.push(filter::parse_json(&tree)?);
+    }
+    Ok(match parts.len() {
+        0 => None,
+        1 => parts.pop(),
+        _ => Some(Filter::All(parts)),
+    })
+}
+
+/// "1 entity", "2 entities".
+fn entities(count: u64) -> String {
+    if count == 1 { "1 entity".into() } else { format!("{count} entities") }
+}
+
+/// Whether progress and results are for a program to read.
+fn is_json(context: &Context) -> bool {
+    context.printer.format() == Format::Json
+}

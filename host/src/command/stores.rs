@@ -1,0 +1,133 @@
+//! `larder stores`: what is configured, whether it works, and making what is missing.
+
+use serde_json::{Map, Value, json};
+
+use super::{Context, is_json};
+use crate::cli::StoresCommand;
+use crate::config::{Grants, SqlGrant};
+use crate::error::Result;
+use crate::output;
+use crate::plugin::instance::one_line;
+
+pub(super) async fn run(context: &mut Context, command: StoresCommand) -> Result<()> {
+    match command {
+        StoresCommand::List => list(context),
+        StoresCommand::Check(store) => check(context, store.store).await,
+        StoresCommand::Prepare { dry_run, store } => prepare(context, store.store.as_deref(), dry_run).await,
+    }
+}
+
+fn list(context: &mut Context) -> Result<()> {
+    let default = context.host.config().store(None)?.name;
+    let mut rows = Vec::new();
+    for store in context.host.config().stores() {
+        let grants = describe(&store.grants);
+        let is_default = store.name == default;
+        if is_json(context) {
+            let value =
+                json!({ "store": store.name, "strategy": store.strategy, "grants": grants, "default": is_default });
+            context.printer.result("", &value)?;
+        }
+        let mark = if is_default { "*" } else { "" };
+        rows.push(vec![format!("{}{mark}", store.name), store.strategy, grants.join(", ")]);
+    }
+    if is_json(context) { Ok(()) } else { context.printer.table(&["STORE", "STRATEGY", "GRANTED"], &rows) }
+}
+
+fn describe(grants: &Grants) -> Vec<String> {
+    let files = grants.files.as_ref().map(|grant| format!("files {}", grant.directory.display()));
+    let sql = grants.sql.as_ref().map(|grant| match grant {
+        SqlGrant::Sqlite { path, .. } => format!("sql {}", path.display()),
+        SqlGrant::Postgresql { host, port, name, .. } => format!("sql {host}:{port}/{name}"),
+    });
+    files.into_iter().chain(sql).collect()
+}
+
+/// Every store is looked at, whatever is wrong with the one before; the first error gives the exit code.
+async fn check(context: &mut Context, store: Option<String>) -> Result<()> {
+    let names = match store {
+        Some(name) => vec![name],
+        None => context.host.config().stores().into_iter().map(|store| store.name).collect(),
+    };
+    let mut first = None;
+    for name in names {
+        let findings = match context.open(Some(&name)).await {
+            Ok(repository) => repository.check().await,
+            Err(error) => Err(error),
+        };
+        match findings {
+            Ok(findings) => {
+                show(context, &name, &findings)?;
+                if let Err(error) = usable(&name, &findings) {
+                    first.get_or_insert(error);
+                }
+            }
+            Err(error) => {
+                context.printer.result(
+                    format!("{name}: {}", error.message),
+                    &json!({ "store": name, "error": output::error_value(&error) }),
+                )?;
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        None => Ok(()),
+        Some(error) => Err(error),
+    }
+}
+
+fn usable(name: &str, findings: &Map<String, Value>) -> Result<()> {
+    use crate::error::{Error, Kind};
+    use crate::model::ErrorKind;
+    for property in ["reachable", "readable"] {
+        if findings.get(property) == Some(&Value::Bool(false)) {
+            return Err(Error::contract(ErrorKind::Unavailable, format!("store `{name}` is not {property}")));
+        }
+    }
+    let is_error = |finding: &Value| finding.get("level").and_then(Value::as_str) == Some("error");
+    if findings.get("findings").and_then(Value::as_array).is_some_and(|list| list.iter().any(is_error)) {
+        return Err(Error::new(Kind::Differs, format!("store `{name}` needs attention")));
+    }
+    Ok(())
+}
+
+fn show(context: &mut Context, name: &str, findings: &Map<String, Value>) -> Result<()> {
+    if is_json(context) {
+        let mut value = Map::new();
+        value.insert("store".into(), name.into());
+        value.extend(findings.clone());
+        return context.printer.result("", &value.into());
+    }
+    let mut text = String::new();
+    for (key, value) in findings {
+        let shown = match value {
+            Value::String(value) => one_line(value),
+            Value::Array(items) if key == "findings" => {
+                for item in items {
+                    let level = item.get("level").and_then(Value::as_str).unwrap_or("info");
+                    let message = item.get("message").and_then(Value::as_str).unwrap_or_default();
+                    text.push_str(&format!("\n  {}: {}", one_line(level), one_line(message)));
+                }
+                continue;
+            }
+            other => one_line(&other.to_string()),
+        };
+        text.push_str(&format!("\n  {}: {shown}", one_line(key)));
+    }
+    context.printer.result(format!("{name}{text}"), &Value::Null)
+}
+
+async fn prepare(context: &mut Context, store: Option<&str>, dry_run: bool) -> Result<()> {
+    let repository = context.open(store).await?;
+    let done = repository.prepare(dry_run).await?;
+    if done.is_empty() {
+        output::note(format!("store `{}` lacks nothing", repository.name()));
+    }
+    for line in done {
+        // DDL is of several lines, and meant to be read.
+        let text = line.lines().map(one_line).collect::<Vec<_>>().join("\n");
+        context.printer.result(text, &json!({ "store": repository.name(), "dry_run": dry_run, "made": line }))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! A configuration brought to life: the engine, the plugins directory, and the stores that can be opened.
+
+use std::path::{Path, PathBuf};
+
+use wasmtime::Engine;
+
+use crate::capability::{self, Lent};
+use crate::config::{self, Config, Store};
+use crate::error::Result;
+use crate::plugin::{self, Plugin};
+use crate::repository::{Limits, Repository};
+
+/// Opens the stores of one configuration.
+pub struct Host {
+    config: Config,
+    plugins_directory: PathBuf,
+    engine: Engine,
+}
+
+impl Host {
+    /// `plugins_directory` overrides what the configuration says.
+    pub fn new(config: Config, plugins_directory: Option<&Path>) -> Result<Host> {
+        let plugins_directory = config.plugins_directory(plugins_directory)?;
+        let engine = plugin::engine::new(config::compile_cache_directory().as_deref())?;
+        Ok(Host { config, plugins_directory, engine })
+    }
+
+    /// What it was made from.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where plugins are looked for.
+    pub fn plugins_directory(&self) -> &Path {
+        &self.plugins_directory
+    }
+
+    /// Names of the components in the plugins directory.
+    pub fn plugin_names(&self) -> Result<Vec<String>> {
+        plugin::discover(&self.plugins_directory)
+    }
+
+    /// Loads a strategy from the plugins directory.
+    pub async fn plugin(&self, name: &str) -> Result<Plugin> {
+        plugin::load(&self.engine, &self.plugins_directory, name, self.config.plugins.component_bytes_max).await
+    }
+
+    /// Loads a component from anywhere, to look at it.
+    pub async fn inspect(&self, path: &Path) -> Result<Plugin> {
+        plugin::load_file(&self.engine, path, self.config.plugins.component_bytes_max).await
+    }
+
+    /// Opens a store by its name, or the configured default.
+    pub async fn open(&self, store: Option<&str>) -> Result<Repository> {
+        self.open_store(self.config.store(store)?).await
+    }
+
+    async fn open_store(&self, store: Store) -> Result<Repository> {
+        let plugin = self.plugin(&store.strategy).await?;
+        config::check_section(&store.strategy, &store.section.clone().into(), &plugin.description.config_schema)?;
+        let lent = Lent::new(&store.grants)?;
+        let pre = capability::link(&self.engine, &plugin, &store)?;
+        let settings = &self.config.plugins;
+        let limits = Limits {
+            memory_bytes_max: usize::try_from(settings.memory_bytes_max).unwrap_or(usize::MAX),
+            call_timeout: settings.call_timeout,
+            scanned_entities_max: settings.scanned_entities_max,
+        };
+        let collections = self.config.collections().to_vec();
+        Repository::open(store.name, plugin, pre, lent, &store.section, collections, limits).await
+    }
+}

@@ -1,0 +1,527 @@
+//! The handle on an open store: what an application and every command use.
+//!
+//! It owns the instances of the strategy, gives each call a deadline, waits for locks on the strategy's behalf, and
+//! believes nothing that comes back: ids must be the ones asked for, bodies must be JSON objects under their own key. What
+//! a strategy leaves of a query is filtered and sorted here ([`crate::query`]).
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use larder_model::filter::{self, Filter};
+use larder_model::{
+    Batch, Collection, Entity, ErrorKind, Existing, Expectation, Loaded, Opened, Outcome, Page, Put, Query, Removal,
+    Violation, Write, entity,
+};
+use serde_json::{Map, Value};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::capability::Lent;
+use crate::capability::files::Directory;
+use crate::error::{Error, Result};
+use crate::plugin::bindings::{self, StrategyPre, types};
+use crate::plugin::instance::{self, Instance, State};
+use crate::plugin::{Plugin, instance::one_line};
+
+/// Instances of one store that run side by side, where the strategy keeps no state in memory. Each may hold a page of
+/// entities; more of them than a database serves connections only wait in another place.
+const INSTANCES_MAX: usize = 32;
+/// Entities in one reply to `find`; a strategy may answer with fewer.
+const PAGE_ENTITIES_MAX: u32 = 1000;
+/// Bytes of bodies in one reply: large enough that a crossing costs nothing beside its content.
+pub(crate) const PAGE_BYTES_MAX: u32 = 4 << 20;
+
+/// What a call may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Memory of one instance.
+    pub memory_bytes_max: usize,
+    /// From a call's start to its end, waiting for locks included.
+    pub call_timeout: Duration,
+    /// Entities that the host looks at to answer one query.
+    pub scanned_entities_max: u64,
+}
+
+/// An open store. Cheap to clone.
+#[derive(Clone)]
+pub struct Repository {
+    store: Arc<Store>,
+}
+
+struct Store {
+    name: String,
+    plugin: Plugin,
+    pre: StrategyPre<State>,
+    lent: Lent,
+    section: String,
+    collections: Vec<Collection>,
+    limits: Limits,
+    seats: Seats,
+    opened: OnceLock<Opened>,
+}
+
+/// Where instances wait for work.
+enum Seats {
+    /// The strategy keeps state in memory: one instance, one call after the other.
+    One(Arc<tokio::sync::Mutex<Option<Instance>>>),
+    Many {
+        idle: Mutex<Vec<Instance>>,
+        permits: Arc<Semaphore>,
+    },
+}
+
+/// An instance for the time of a call. Dropped without [`Store::release`], by a trap or because the caller went
+/// away, it takes the instance with it: a call that did not end leaves nothing that can be used again.
+struct Lease {
+    instance: Instance,
+    seat: Seat,
+}
+
+enum Seat {
+    One(OwnedMutexGuard<Option<Instance>>),
+    Many { _permit: OwnedSemaphorePermit },
+}
+
+/// What became of a call.
+enum Settled<T> {
+    Value(T),
+    /// It was `busy`; the lock that it needs is kept for it.
+    Again(Reserve),
+}
+
+/// A lock that was waited for and is kept until the call that needs it was made again.
+struct Reserve(Directory);
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        self.0.release_reserve();
+    }
+}
+
+/// Calls an export on a leased instance, and again after `busy`. A macro, because the arguments are borrowed over the
+/// repetition and a closure cannot say so.
+macro_rules! call {
+    ($store:expr, $operation:literal, |$guest:ident, $context:ident| $call:expr) => {{
+        let deadline = Instant::now() + $store.limits.call_timeout;
+        let mut waited = None;
+        loop {
+            let mut lease = $store.lease(deadline).await?;
+            let ended = {
+                let ($guest, $context) = lease.instance.parts();
+                tokio::time::timeout_at(deadline, $call).await
+            };
+            // Whatever the call made of the lock that was waited for, it needs no reserve any more.
+            drop(waited.take());
+            match $store.settle(lease, $operation, ended, deadline).await? {
+                Settled::Value(value) => break value,
+                Settled::Again(lock) => waited = Some(lock),
+            }
+        }
+    }};
+}
+
+impl Store {
+    async fn lease(&self, deadline: Instant) -> Result<Lease> {
+        let late = || {
+            Error::contract(
+                ErrorKind::Timeout,
+                format!("store `{}` was busy for {} s", self.name, self.limits.call_timeout.as_secs()),
+            )
+        };
+        match &self.seats {
+            Seats::One(seat) => {
+                let mut guard =
+                    tokio::time::timeout_at(deadline, seat.clone().lock_owned()).await.map_err(|_| late())?;
+                let instance = match guard.take() {
+                    Some(instance) => instance,
+                    None => self.open_instance(deadline).await?,
+                };
+                Ok(Lease { instance, seat: Seat::One(guard) })
+            }
+            Seats::Many { idle, permits } => {
+                let permit = tokio::time::timeout_at(deadline, permits.clone().acquire_owned())
+                    .await
+                    .map_err(|_| late())?
+                    .map_err(|_| late())?;
+                let waiting = idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
+                let instance = match waiting {
+                    Some(instance) => instance,
+                    None => self.open_instance(deadline).await?,
+                };
+                Ok(Lease { instance, seat: Seat::Many { _permit: permit } })
+            }
+        }
+    }
+
+    fn release(&self, lease: Lease) {
+        match (lease.seat, &self.seats) {
+            (Seat::One(mut guard), _) => *guard = Some(lease.instance),
+            (Seat::Many { _permit }, Seats::Many { idle, .. }) => {
+                idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(lease.instance);
+            }
+            (Seat::Many { .. }, Seats::One(_)) => unreachable!("a lease goes back to where it came from"),
+        }
+    }
+
+    async fn open_instance(&self, deadline: Instant) -> Result<Instance> {
+        let plugin = &self.plugin.name;
+        let collections: Vec<_> = self.collections.iter().map(bindings::collection_into).collect();
+        let mut reserve = None;
+        loop {
+            let state = State::new(self.limits.memory_bytes_max, self.lent.files.clone(), self.lent.sql.clone());
+            let mut instance = Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?;
+            let ended = {
+                let (guest, store) = instance.parts();
+                tokio::time::timeout_at(deadline, guest.call_open(store, &self.section, &collections)).await
+            };
+            drop(reserve.take());
+            match ended {
+                Ok(Ok(Ok(opened))) => {
+                    let _ = self.opened.set(Opened {
+                        enforces_references: opened.enforces_references,
+                        warnings: opened.warnings.iter().map(|warning| one_line(warning)).collect(),
+                    });
+                    return Ok(instance);
+                }
+                Ok(Ok(Err(error))) if matches!(error.kind, types::ErrorKind::Busy) => {
+                    drop(instance);
+                    reserve = Some(self.wait_for_lock(deadline).await?);
+                }
+                Ok(Ok(Err(error))) => {
+                    let error: Error = clean(error).into();
+                    return Err(error.context(format!("cannot open store `{}`", self.name)));
+                }
+                Ok(Err(error)) => return Err(instance::trapped(plugin, "open", &error, instance.store.data())),
+                Err(_) => return Err(instance::overran(plugin, "open", self.limits.call_timeout)),
+            }
+        }
+    }
+
+    async fn wait_for_lock(&self, deadline: Instant) -> Result<Reserve> {
+        match &self.lent.files {
+            Some(directory) => {
+                directory.wait_for_lock(deadline).await?;
+                Ok(Reserve(directory.clone()))
+            }
+            None => Err(self.misbehaved("answers `busy` without waiting for a lock")),
+        }
+    }
+
+    /// The value of a call that ended, or that it has to be made again; the instance is back in its seat unless it
+    /// trapped.
+    async fn settle<T>(
+        &self,
+        lease: Lease,
+        operation: &'static str,
+        ended: Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>,
+        deadline: Instant,
+    ) -> Result<Settled<T>> {
+        match ended {
+            Ok(Ok(Ok(value))) => {
+                self.release(lease);
+                Ok(Settled::Value(value))
+            }
+            Ok(Ok(Err(error))) => {
+                self.release(lease);
+                if matches!(error.kind, types::ErrorKind::Busy) {
+                    return Ok(Settled::Again(self.wait_for_lock(deadline).await?));
+                }
+                Err(clean(error).into())
+            }
+            Ok(Err(error)) => Err(instance::trapped(&self.plugin.name, operation, &error, lease.instance.store.data())),
+            Err(_) => Err(instance::overran(&self.plugin.name, operation, self.limits.call_timeout)),
+        }
+    }
+
+    /// The error of a reply that cannot be true.
+    fn misbehaved(&self, what: impl std::fmt::Display) -> Error {
+        Error::contract(ErrorKind::Corrupt, format!("plugin `{}` {what}", self.plugin.name))
+            .hint("this is a fault of the plugin, not of the data: replace it")
+    }
+}
+
+/// The error with its text made safe to print.
+fn clean(error: types::Error) -> larder_model::Error {
+    let mut error = bindings::error_from(error);
+    error.message = one_line(&error.message);
+    error
+}
+
+impl Repository {
+    /// Opens a store: instantiates the strategy once, so that a mistake in its section shows now.
+    pub(crate) async fn open(
+        name: String,
+        plugin: Plugin,
+        pre: StrategyPre<State>,
+        lent: Lent,
+        section: &Map<String, Value>,
+        collections: Vec<Collection>,
+        limits: Limits,
+    ) -> Result<Repository> {
+        let seats = if plugin.description.features.shared_state {
+            Seats::One(Arc::default())
+        } else {
+            Seats::Many { idle: Mutex::default(), permits: Arc::new(Semaphore::new(INSTANCES_MAX)) }
+        };
+        let section = Value::Object(section.clone()).to_string();
+        let store = Store { name, plugin, pre, lent, section, collections, limits, seats, opened: OnceLock::new() };
+        let lease = store.lease(Instant::now() + limits.call_timeout).await?;
+        store.release(lease);
+        Ok(Repository { store: Arc::new(store) })
+    }
+
+    /// The store's name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.store.name
+    }
+
+    /// The plugin that serves it.
+    pub fn plugin(&self) -> &Plugin {
+        &self.store.plugin
+    }
+
+    /// What `open` said of it.
+    pub fn opened(&self) -> Opened {
+        self.store.opened.get().cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.store.limits
+    }
+
+    /// The collections that it was opened with.
+    pub fn collections(&self) -> &[Collection] {
+        &self.store.collections
+    }
+
+    /// The definition of a collection, or `invalid-argument`.
+    pub fn collection(&self, name: &str) -> Result<&Collection> {
+        self.store.collections.iter().find(|collection| collection.name == name).ok_or_else(|| {
+            let known: Vec<_> = self.store.collections.iter().map(|collection| collection.name.as_str()).collect();
+            Error::contract(ErrorKind::InvalidArgument, format!("there is no collection `{}`", one_line(name)))
+                .hint(format!("configured are: {}; declare more in `storage.collections`", known.join(", ")))
+        })
+    }
+
+    /// One answer an id, in the order asked for; none where nothing is stored.
+    pub async fn get(&self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
+        let definition = self.collection(collection)?;
+        for id in ids {
+            entity::check_id(id)?;
+        }
+        let answers = call!(self.store, "get", |guest, store| guest.call_get(store, collection, ids));
+        if answers.len() != ids.len() {
+            return Err(self.store.misbehaved(format!("answers {} ids with {} entities", ids.len(), answers.len())));
+        }
+        let mut entities = Vec::with_capacity(answers.len());
+        for (answer, id) in answers.into_iter().zip(ids) {
+            entities.push(match answer {
+                Some(entity) if entity.id == *id => Some(self.checked(definition, bindings::entity_from(entity))?.0),
+                Some(_) => return Err(self.store.misbehaved(format!("answers `{id}` with another entity"))),
+                None => None,
+            });
+        }
+        Ok(entities)
+    }
+
+    /// An entity that a strategy gave, with its fields, or `corrupt`.
+    pub(crate) fn checked(&self, collection: &Collection, found: Entity) -> Result<(Entity, Map<String, Value>)> {
+        let at = || format!("{} `{}` in store `{}`", collection.name, one_line(&found.id), self.store.name);
+        if found.body.len() as u64 > self.store.plugin.description.max_entity_bytes {
+            return Err(self.store.misbehaved(format!("gives {}, which is larger than it says it stores", at())));
+        }
+        let fields = larder_model::json::parse_object(&found.body).map_err(|error| {
+            Error::contract(ErrorKind::Corrupt, format!("{} is no valid entity", at())).caused_by(error)
+        })?;
+        match entity::key_of(collection, &fields) {
+            Ok(key) if key == found.id => Ok((found, fields)),
+            Ok(key) => Err(Error::contract(
+                ErrorKind::Corrupt,
+                format!("{} says in `{}` that it is `{}`", at(), collection.key, one_line(key)),
+            )),
+            Err(error) => {
+                Err(Error::contract(ErrorKind::Corrupt, format!("{} is no valid entity", at()))
+                    .caused_by(error.message))
+            }
+        }
+    }
+
+    /// Saves an entity under the id in its key member: creates it, or replaces the whole of it.
+    pub async fn save(&self, collection: &str, body: &[u8], expect: Expectation) -> Result<(String, Outcome)> {
+        let definition = self.collection(collection)?;
+        let fields = entity::check(definition, None, body)?;
+        let id = entity::key_of(definition, &fields)?.to_owned();
+        let put = Put { collection: collection.into(), id: id.clone(), body: body.to_vec(), expect };
+        Ok((id, self.write(Write::Put(put)).await?))
+    }
+
+    /// Replaces the whole of a stored entity; `not-found` where there is none.
+    pub async fn update(&self, collection: &str, id: &str, body: &[u8], version: Option<u64>) -> Result<Outcome> {
+        let definition = self.collection(collection)?;
+        entity::check(definition, Some(id), body)?;
+        let expect = version.map_or(Expectation::Present, Expectation::Version);
+        self.write(Write::Put(Put { collection: collection.into(), id: id.into(), body: body.to_vec(), expect })).await
+    }
+
+    /// Removes an entity; the outcome says whether it was there.
+    pub async fn delete(&self, collection: &str, id: &str, version: Option<u64>) -> Result<Outcome> {
+        self.collection(collection)?;
+        entity::check_id(id)?;
+        let expect = version.map_or(Expectation::Any, Expectation::Version);
+        self.write(Write::Remove(Removal { collection: collection.into(), id: id.into(), expect })).await
+    }
+
+    async fn write(&self, write: Write) -> Result<Outcome> {
+        let mut results = self.apply(vec![write], false).await?;
+        // `apply` has checked that there is one.
+        results.remove(0).map_err(Error::from)
+    }
+
+    /// Many writes in one call: all or nothing with `atomic`, otherwise one result each.
+    pub async fn apply(
+        &self,
+        writes: Vec<Write>,
+        atomic: bool,
+    ) -> Result<Vec<std::result::Result<Outcome, larder_model::Error>>> {
+        let count = writes.len();
+        let writes: Vec<_> = writes.into_iter().map(bindings::write_into).collect();
+        let now = crate::clock::now();
+        let results = call!(self.store, "apply", |guest, store| guest.call_apply(store, &writes, atomic, &now));
+        if results.len() != count {
+            return Err(self.store.misbehaved(format!("answers {count} writes with {} results", results.len())));
+        }
+        if self.store.plugin.description.features.deferred_sync {
+            self.flush().await?;
+        }
+        Ok(results.into_iter().map(|result| result.map(bindings::outcome_from).map_err(clean)).collect())
+    }
+
+    /// One page of what the strategy makes of a query. [`crate::query`] does the rest.
+    pub(crate) async fn find(&self, collection: &str, query: &Query) -> Result<Page> {
+        self.collection(collection)?;
+        let nodes = filter::to_arena(query.filter.as_ref());
+        let wit = types::Query {
+            filter: bindings::filter_into(nodes.clone()),
+            order_by: query
+                .order_by
+                .iter()
+                .map(|key| types::SortKey { field: key.field.0.clone(), descending: key.descending })
+                .collect(),
+            limit: query.limit.clamp(1, PAGE_ENTITIES_MAX),
+            max_bytes: query.max_bytes,
+            index: query.index.clone(),
+            cursor: query.cursor.clone(),
+        };
+        let page = call!(self.store, "find", |guest, store| guest.call_find(store, collection, &wit));
+        if page.entities.len() > wit.limit as usize {
+            return Err(self.store.misbehaved(format!("answers a page of {} with {}", wit.limit, page.entities.len())));
+        }
+        if let Some(node) = page.unapplied.iter().find(|node| **node as usize >= nodes.len()) {
+            return Err(self.store.misbehaved(format!("leaves node {node} of a filter that has {}", nodes.len())));
+        }
+        if page.next.is_some() && page.next == query.cursor {
+            return Err(self.store.misbehaved("gives the same cursor again"));
+        }
+        Ok(Page {
+            entities: page.entities.into_iter().map(bindings::entity_from).collect(),
+            next: page.next,
+            unapplied: page.unapplied,
+            sorted: page.sorted,
+            index_used: page.index_used.map(|name| one_line(&name)),
+        })
+    }
+
+    /// How many entities a filter holds for, where the strategy can tell exactly.
+    pub(crate) async fn count_exactly(&self, collection: &str, filter: Option<&Filter>) -> Result<Option<u64>> {
+        self.collection(collection)?;
+        let nodes = bindings::filter_into(filter::to_arena(filter));
+        Ok(call!(self.store, "count", |guest, store| guest.call_count(store, collection, &nodes)))
+    }
+
+    /// Part of a collection as it stands, not checked: a migration wants to count what is wrong with it.
+    pub(crate) async fn scan(
+        &self,
+        collection: &str,
+        segment: u32,
+        segments: u32,
+        cursor: Option<&[u8]>,
+        max_bytes: u32,
+    ) -> Result<Batch> {
+        self.collection(collection)?;
+        let batch = call!(self.store, "scan", |guest, store| guest
+            .call_scan(store, collection, segment, segments, cursor, max_bytes));
+        if batch.next.is_some() && batch.next.as_deref() == cursor {
+            return Err(self.store.misbehaved("gives the same cursor again"));
+        }
+        Ok(Batch { entities: batch.entities.into_iter().map(bindings::entity_from).collect(), next: batch.next })
+    }
+
+    /// Bulk write: nothing is stamped. Durable after [`Repository::flush`].
+    pub async fn load(&self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
+        self.collection(collection)?;
+        let count = entities.len() as u64;
+        let entities: Vec<_> = entities.into_iter().map(bindings::entity_into).collect();
+        let existing = bindings::existing_into(existing);
+        let loaded = call!(self.store, "load", |guest, store| guest.call_load(store, collection, &entities, existing));
+        let accounted = loaded.written.saturating_add(loaded.unchanged).saturating_add(loaded.skipped);
+        if accounted.saturating_add(loaded.refused.len() as u64) != count {
+            return Err(self
+                .store
+                .misbehaved(format!("accounts for {accounted} of {count} entities that it was given")));
+        }
+        if loaded.refused.iter().any(|(position, _)| u64::from(*position) >= count) {
+            return Err(self.store.misbehaved("refuses an entity that it was not given"));
+        }
+        Ok(Loaded {
+            written: loaded.written,
+            unchanged: loaded.unchanged,
+            skipped: loaded.skipped,
+            refused: loaded.refused.into_iter().map(|(position, error)| (position, clean(error))).collect(),
+        })
+    }
+
+    /// Which rules of the store each entity breaks, references aside.
+    pub(crate) async fn validate(&self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
+        self.collection(collection)?;
+        let count = entities.len();
+        let entities: Vec<_> = entities.into_iter().map(bindings::entity_into).collect();
+        let violations =
+            call!(self.store, "validate", |guest, store| guest.call_validate(store, collection, &entities));
+        if violations.iter().any(|violation| violation.entity as usize >= count) {
+            return Err(self.store.misbehaved("judges an entity that it was not given"));
+        }
+        Ok(violations
+            .into_iter()
+            .map(|violation| Violation { entity: violation.entity, rule: one_line(&violation.rule) })
+            .collect())
+    }
+
+    /// Names of what is stored there, configured or not.
+    pub async fn stored_collections(&self) -> Result<Vec<String>> {
+        Ok(call!(self.store, "stored-collections", |guest, store| guest.call_stored_collections(store)))
+    }
+
+    /// Makes what is missing of tables, indexes and files, or with `dry_run` says what it would make.
+    pub async fn prepare(&self, dry_run: bool) -> Result<Vec<String>> {
+        Ok(call!(self.store, "prepare", |guest, store| guest.call_prepare(store, dry_run)))
+    }
+
+    /// Findings about the store, as the strategy's own JSON object.
+    pub async fn check(&self) -> Result<Map<String, Value>> {
+        let findings = call!(self.store, "check", |guest, store| guest.call_check(store));
+        larder_model::json::parse_object(findings.as_bytes())
+            .map_err(|error| self.store.misbehaved("reports findings that are not a JSON object").caused_by(error))
+    }
+
+    /// Makes every write that was answered durable.
+    pub async fn flush(&self) -> Result<()> {
+        call!(self.store, "flush", |guest, store| guest.call_flush(store));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repository").field("store", &self.store.name).finish_non_exhaustive()
+    }
+}
