@@ -40,12 +40,12 @@ pub(crate) fn run_demo() -> Result<()> {
     step("The JSON document becomes an SQLite database.", &larder, &["migrate", "--from", "json", "--to", "sqlite"])?;
     step("Every entity is compared, value by value.", &larder, &["verify", "--from", "json", "--to", "sqlite"])?;
     step(
-        "The same question to both gives the same answer.",
+        "A question to the JSON document.",
         &larder,
         &["query", "machines", "--filter", "status=RUNNING", "--order-by", "machine_id"],
     )?;
     step(
-        "The same question to both gives the same answer.",
+        "The same question to the database.",
         &larder,
         &["query", "machines", "--filter", "status=RUNNING", "--order-by", "machine_id", "--store", "sqlite"],
     )?;
