@@ -1,0 +1,127 @@
+//! The capability `sql`: one database, opened, pooled and guarded by the host. `wit/sql.wit` specifies it.
+//!
+//! Text comes from a plugin and is taken for hostile: what leads out of the database, changes the connection or ends the
+//! host's transaction is denied. What is said here is common to every dialect; a dialect is one variant of [`Backend`]
+//! and [`Begun`], and a module: [`sqlite`].
+
+mod guard;
+mod sqlite;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use larder_model::{Isolation, Result};
+
+pub(crate) use sqlite::SqliteSettings;
+
+/// Which SQL the database speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Sqlite,
+    /// Not connected to yet.
+    #[allow(dead_code)]
+    Postgres,
+}
+
+/// A cell or a parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SqlValue {
+    Null,
+    Boolean(bool),
+    Integer(i64),
+    Number(f64),
+    Text(String),
+    Blob(Vec<u8>),
+    /// JSON text for a database that has such a type.
+    Json(String),
+    /// Decimal text for a database that has such a type.
+    Decimal(String),
+}
+
+/// What a statement answered.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rows {
+    /// Their names, in order; empty where no row came back.
+    pub(crate) columns: Vec<String>,
+    /// Row by row.
+    pub(crate) cells: Vec<SqlValue>,
+    /// Rows changed.
+    pub(crate) affected: u64,
+    /// Cut at the bound.
+    pub(crate) more: bool,
+}
+
+/// One database. Clones share its connections.
+#[derive(Clone)]
+pub struct Database(Backend);
+
+#[derive(Clone)]
+enum Backend {
+    Sqlite(Arc<sqlite::Store>),
+}
+
+impl Database {
+    /// Opens nothing before it is used: not even the file has to exist.
+    pub(crate) fn open_sqlite(settings: SqliteSettings) -> Database {
+        Database(Backend::Sqlite(Arc::new(sqlite::Store::new(settings))))
+    }
+
+    /// Which SQL it speaks.
+    pub(crate) fn dialect(&self) -> Dialect {
+        match &self.0 {
+            Backend::Sqlite(_) => Dialect::Sqlite,
+        }
+    }
+
+    /// Bytes of the database.
+    pub(crate) async fn size(&self) -> Result<Option<u64>> {
+        match &self.0 {
+            Backend::Sqlite(store) => store.size().map(Some),
+        }
+    }
+
+    /// Runs one statement by itself.
+    pub(crate) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        match &self.0 {
+            Backend::Sqlite(store) => store.query(text, params, max_bytes).await,
+        }
+    }
+
+    /// Begins a transaction. Every isolation is served by SQLite's only one, serializable.
+    pub(crate) async fn begin(&self, _isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
+        match &self.0 {
+            Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin(read_only).await?))),
+        }
+    }
+}
+
+/// An open transaction. Dropped without an end, it is rolled back.
+pub struct Transaction(Begun);
+
+enum Begun {
+    Sqlite(sqlite::Transaction),
+}
+
+impl Transaction {
+    /// Runs one statement inside. After an error that ended the transaction in the database it can only be rolled back.
+    pub(crate) async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        match &mut self.0 {
+            Begun::Sqlite(transaction) => transaction.query(text, params, max_bytes).await,
+        }
+    }
+
+    /// Makes its changes durable.
+    pub(crate) async fn commit(self) -> Result<()> {
+        match self.0 {
+            Begun::Sqlite(transaction) => transaction.commit().await,
+        }
+    }
+
+    /// Undoes its changes.
+    pub(crate) async fn rollback(self) -> Result<()> {
+        match self.0 {
+            Begun::Sqlite(transaction) => transaction.rollback().await,
+        }
+    }
+}

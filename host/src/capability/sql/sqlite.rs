@@ -1,0 +1,657 @@
+//! SQLite through sqlx: a pool of connections to one file, which may not exist yet.
+//!
+//! A file that is missing is not a fault: reads find an empty database, and the first write makes the file. A file that
+//! was replaced meanwhile is noticed before each use, so nothing is written to one that has no name any more.
+//!
+//! Connections: foreign keys are enforced; `synchronous` is FULL, so what was acknowledged is on the disk; the first
+//! write turns the file to a write-ahead log, which lets readers and a writer work side by side. [`guard`] does the rest.
+
+use std::{
+    collections::HashMap,
+    fs::{self, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use larder_model::{Error, ErrorKind, Result, Retry};
+use sqlx::{
+    Arguments, AssertSqlSafe, ConnectOptions, Decode, Either, Executor, Row, Sqlite, SqlitePool, TypeInfo, ValueRef,
+    pool::PoolConnection,
+    sqlite::{
+        SqliteArguments, SqliteConnectOptions, SqliteConnection, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    },
+};
+
+use super::{
+    Rows, SqlValue,
+    guard::{self, Checked, Refusal},
+};
+
+/// Instructions of SQLite's machine between two looks at the clock, well under a millisecond.
+const PROGRESS_INSTRUCTIONS: i32 = 20_000;
+
+/// Prepared statements that a connection keeps.
+const STATEMENTS_KEPT_MAX: usize = 64;
+
+/// Texts that are known to be let through, so that each is checked once: a few for each operation and table.
+const CHECKED_TEXTS_MAX: usize = 512;
+const CHECKED_BYTES_MAX: usize = 8 << 20;
+
+/// Rows that SQLite runs ahead of the reader. Each may be as large as an entity.
+const ROWS_AHEAD_MAX: usize = 32;
+
+/// What a cell costs beside its content, in the reply.
+const CELL_BYTES: usize = 16;
+
+/// Waiting for a lock and then running may each take the whole timeout; past both, with this to spare, SQLite hangs.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Where the file is, and how connections to it are kept.
+#[derive(Debug, Clone)]
+pub struct SqliteSettings {
+    /// Absolute; it may not exist yet.
+    pub(crate) path: PathBuf,
+    /// Connections that are kept.
+    pub(crate) pool_size: u32,
+    /// More of them under load, closed on release.
+    pub(crate) max_overflow: u32,
+    /// For one statement: to wait for a lock, and then to run.
+    pub(crate) timeout: Duration,
+    /// For a free connection.
+    pub(crate) pool_timeout: Duration,
+    /// The age at which a connection is replaced; none for never.
+    pub(crate) pool_recycle: Option<Duration>,
+    /// Whether prepared statements are kept.
+    pub(crate) query_cache: bool,
+}
+
+/// The database in a file.
+pub(super) struct Store {
+    settings: SqliteSettings,
+    /// The file's name without its folder: no message holds an outer path.
+    name: String,
+    file: Mutex<Option<Opened>>,
+    /// Empty databases in memory, which answer for a file that does not exist.
+    empty: SqlitePool,
+    checked: Mutex<CheckedTexts>,
+}
+
+/// The pool of one file, as long as the path leads to it.
+#[derive(Clone)]
+struct Opened {
+    identity: Identity,
+    pool: SqlitePool,
+    /// Whether the file has its write-ahead log, or cannot have one.
+    logged: Arc<AtomicBool>,
+}
+
+/// What tells a file from one that replaced it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity(u64, u64);
+
+#[cfg(unix)]
+fn identity(metadata: &fs::Metadata) -> Identity {
+    use std::os::unix::fs::MetadataExt;
+    Identity(metadata.dev(), metadata.ino())
+}
+
+/// Elsewhere an open database cannot be removed.
+#[cfg(not(unix))]
+fn identity(_metadata: &fs::Metadata) -> Identity {
+    Identity(0, 0)
+}
+
+impl Store {
+    pub(super) fn new(settings: SqliteSettings) -> Store {
+        let name = settings.path.file_name().unwrap_or(settings.path.as_os_str()).to_string_lossy().into_owned();
+        let empty = pool(&settings, SqliteConnectOptions::new().filename(":memory:"));
+        Store { settings, name, file: Mutex::new(None), empty, checked: Mutex::default() }
+    }
+
+    /// Bytes of the file and its log.
+    pub(super) fn size(&self) -> Result<u64> {
+        let Some(metadata) = self.metadata()? else { return Ok(0) };
+        let mut log = self.settings.path.clone().into_os_string();
+        log.push("-wal");
+        Ok(metadata.len() + fs::metadata(log).map_or(0, |log| log.len()))
+    }
+
+    /// Connections that are open now.
+    #[cfg(test)]
+    pub(super) fn connections_count(&self) -> u32 {
+        self.file.lock().unwrap().as_ref().map_or(0, |opened| opened.pool.size())
+    }
+
+    /// None where there is no file, but there could be.
+    fn metadata(&self) -> Result<Option<fs::Metadata>> {
+        let path = &self.settings.path;
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => Ok(Some(metadata)),
+            Ok(metadata) if metadata.is_dir() => {
+                Err(Error::invalid(format!("`{}` is a directory, not a database file", self.name)))
+            }
+            Ok(_) => Err(Error::invalid(format!("`{}` is not a regular file", self.name))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent().map(Path::is_dir) {
+                Some(true) => Ok(None),
+                _ => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("the directory that is to hold the database `{}` does not exist", self.name),
+                )),
+            },
+            Err(error) => Err(self.no_file(&error)),
+        }
+    }
+
+    fn no_file(&self, error: &io::Error) -> Error {
+        let kind = match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::LimitExceeded,
+            _ => ErrorKind::Unavailable,
+        };
+        Error::new(kind, format!("the database `{}` cannot be opened: {}", self.name, error.kind()))
+    }
+
+    /// The pool of the file that the path leads to now; none where there is none and it is not to be made.
+    fn opened(&self, make: bool) -> Result<Option<Opened>> {
+        let mut file = self.file.lock().expect("nothing panics while it holds this lock");
+        let metadata = match self.metadata()? {
+            Some(metadata) => metadata,
+            None => {
+                *file = None;
+                if !make {
+                    return Ok(None);
+                }
+                // Closed at once, before there is a connection: closing a file drops every lock that the process holds
+                // on it, SQLite's too.
+                match OpenOptions::new().write(true).create_new(true).open(&self.settings.path) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(self.no_file(&error)),
+                    _ => {}
+                }
+                self.metadata()?.ok_or_else(|| self.no_file(&io::ErrorKind::NotFound.into()))?
+            }
+        };
+        let identity = identity(&metadata);
+        if file.as_ref().is_none_or(|opened| opened.identity != identity) {
+            let options = SqliteConnectOptions::new().filename(&self.settings.path);
+            *file = Some(Opened { identity, pool: pool(&self.settings, options), logged: Arc::default() });
+        }
+        Ok(file.clone())
+    }
+
+    /// Runs one statement by itself.
+    pub(super) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        let text = guard::screen(text).map_err(|refusal| self.refuse(refusal))?;
+        let opened = match self.opened(false)? {
+            Some(opened) => opened,
+            None => {
+                let mut lease = Lease::take(self, &self.empty).await?;
+                let (text, checked) = self.check(lease.connection(), text).await?;
+                if checked.read_only {
+                    let rows = self.run(&mut lease, text, checked, params, max_bytes).await;
+                    lease.give_back().await;
+                    return rows;
+                }
+                lease.give_back().await;
+                self.opened(true)?.expect("it was to be made")
+            }
+        };
+        let mut lease = Lease::take(self, &opened.pool).await?;
+        let rows = async {
+            let (text, checked) = self.check(lease.connection(), text).await?;
+            if !checked.read_only {
+                self.start_log(&opened, lease.connection()).await;
+            }
+            self.run(&mut lease, text, checked, params, max_bytes).await
+        }
+        .await;
+        lease.give_back().await;
+        rows
+    }
+
+    /// Begins a transaction. One that may write takes the write lock at once: taken later, it could find that what was
+    /// read is out of date, and could only fail.
+    pub(super) async fn begin(self: &Arc<Self>, read_only: bool) -> Result<Transaction> {
+        let opened = self.opened(!read_only)?;
+        let pool = opened.as_ref().map_or(&self.empty, |opened| &opened.pool);
+        let mut lease = Lease::take(self, pool).await?;
+        if let Some(opened) = opened.as_ref().filter(|_| !read_only) {
+            self.start_log(opened, lease.connection()).await;
+        }
+        // From here on whoever drops the lease rolls back, this future too.
+        lease.in_transaction = true;
+        self.command(&mut lease, if read_only { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" }).await?;
+        Ok(Transaction { store: Arc::clone(self), lease, read_only, ended: false })
+    }
+
+    /// Where it does not work, the database keeps its rollback journal and works all the same: because somebody else
+    /// uses it right now, in which case the next write tries again, or because it cannot be written.
+    async fn start_log(&self, opened: &Opened, connection: &mut SqliteConnection) {
+        if opened.logged.load(Ordering::Relaxed) {
+            return;
+        }
+        let answer = connection.execute("PRAGMA journal_mode = WAL").await.map_err(|error| translate(&self.name, error));
+        let busy = answer.is_err_and(|error| error.kind == ErrorKind::Timeout);
+        opened.logged.store(!busy, Ordering::Relaxed);
+    }
+
+    /// The text as sqlx takes it, and what it does.
+    async fn check(&self, connection: &mut SqliteConnection, text: &str) -> Result<(Arc<str>, Checked)> {
+        if let Some(known) = self.checked.lock().expect("nothing panics while it holds this lock").get(text) {
+            return Ok(known);
+        }
+        let checked = {
+            let mut locked = connection.lock_handle().await.map_err(|error| translate(&self.name, error))?;
+            guard::check(locked.as_raw_handle(), text)
+        };
+        let checked = checked.map_err(|refusal| self.refuse(refusal))?;
+        Ok(self.checked.lock().expect("nothing panics while it holds this lock").insert(text, checked))
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Denied(what) => Error::new(ErrorKind::Denied, format!("a statement may not do this: {what}")),
+            Refusal::Invalid(message) => Error::invalid(message),
+            Refusal::Sqlite(code, message) => from_sqlite(&self.name, code, &message),
+        }
+    }
+
+    /// Runs a statement that was checked.
+    async fn run(
+        &self,
+        lease: &mut Lease,
+        text: Arc<str>,
+        checked: Checked,
+        params: Vec<SqlValue>,
+        max_bytes: u32,
+    ) -> Result<Rows> {
+        if params.len() != checked.params_count {
+            return Err(Error::invalid(format!(
+                "a statement of {} parameters was given {}",
+                checked.params_count,
+                params.len()
+            )));
+        }
+        let arguments = arguments(params)?;
+        let query = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(self.settings.query_cache);
+        let limit = self.settings.timeout * 2 + GRACE;
+        let reading = async {
+            match max_bytes {
+                0 => {
+                    let done = lease.connection().execute(query).await?;
+                    Ok(Rows { affected: done.rows_affected(), ..Rows::default() })
+                }
+                _ => read(lease.connection(), query, max_bytes as usize).await,
+            }
+        };
+        match tokio::time::timeout(limit, reading).await {
+            Ok(result) => result.map_err(|error| translate(&self.name, error)),
+            Err(_) => {
+                lease.broken = true;
+                let mut error = took_too_long(&self.name);
+                if !checked.read_only {
+                    error.retry = Retry::UnknownOutcome;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs one of the host's own statements about transactions.
+    async fn command(&self, lease: &mut Lease, text: &'static str) -> Result<()> {
+        let query = sqlx::query(text).persistent(self.settings.query_cache);
+        match tokio::time::timeout(self.settings.timeout * 2 + GRACE, lease.connection().execute(query)).await {
+            Ok(result) => result.map(drop).map_err(|error| translate(&self.name, error)),
+            Err(_) => {
+                lease.broken = true;
+                Err(took_too_long(&self.name))
+            }
+        }
+    }
+}
+
+/// An open transaction.
+pub(super) struct Transaction {
+    store: Arc<Store>,
+    lease: Lease,
+    read_only: bool,
+    /// SQLite ended it, after an error.
+    ended: bool,
+}
+
+impl Transaction {
+    /// Runs one statement inside. An error of the statement alone, such as a broken constraint, undoes that statement
+    /// and leaves the transaction as it was.
+    pub(super) async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        if self.ended {
+            return Err(self.has_ended());
+        }
+        let store = &self.store;
+        let text = guard::screen(text).map_err(|refusal| store.refuse(refusal))?;
+        let (text, checked) = store.check(self.lease.connection(), text).await?;
+        if self.read_only && !checked.read_only {
+            return Err(Error::new(ErrorKind::Denied, "a read-only transaction does not write"));
+        }
+        let result = store.run(&mut self.lease, text, checked, params, max_bytes).await;
+        if result.is_err() {
+            // Without this, what follows would run, and stay, outside of any transaction.
+            self.ended = self.lease.broken || !self.lease.is_in_transaction().await;
+        }
+        result
+    }
+
+    fn has_ended(&self) -> Error {
+        Error::new(ErrorKind::InvalidArgument, "the transaction was rolled back by an earlier error")
+    }
+
+    pub(super) async fn commit(mut self) -> Result<()> {
+        if self.ended {
+            return Err(self.has_ended());
+        }
+        // An error leaves the lease to be rolled back.
+        match self.store.command(&mut self.lease, "COMMIT").await {
+            Ok(()) => {
+                self.lease.in_transaction = false;
+                self.lease.give_back().await;
+                Ok(())
+            }
+            Err(mut error) => {
+                if self.lease.broken || error.kind == ErrorKind::Unavailable {
+                    error.retry = Retry::UnknownOutcome;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn rollback(mut self) -> Result<()> {
+        self.lease.roll_back().await;
+        self.lease.give_back().await;
+        Ok(())
+    }
+}
+
+/// A connection on loan from its pool. Dropped, it goes back, after a rollback where that is needed.
+struct Lease {
+    connection: Option<PoolConnection<Sqlite>>,
+    pool: SqlitePool,
+    /// Connections that the pool keeps.
+    kept: u32,
+    in_transaction: bool,
+    /// It may still be running something: it is closed.
+    broken: bool,
+}
+
+impl Lease {
+    async fn take(store: &Store, pool: &SqlitePool) -> Result<Lease> {
+        let connection = pool.acquire().await.map_err(|error| match error {
+            sqlx::Error::PoolTimedOut => {
+                let seconds = store.settings.pool_timeout.as_secs_f64();
+                let message = format!("no connection to `{}` came free within {seconds} s (pool_timeout)", store.name);
+                Error { retry: Retry::Safe, ..Error::new(ErrorKind::Timeout, message) }
+            }
+            other => translate(&store.name, other),
+        })?;
+        let (pool, kept) = (pool.clone(), store.settings.pool_size.max(1));
+        Ok(Lease { connection: Some(connection), pool, kept, in_transaction: false, broken: false })
+    }
+
+    fn connection(&mut self) -> &mut SqliteConnection {
+        self.connection.as_mut().expect("it is taken only when it ends")
+    }
+
+    async fn roll_back(&mut self) {
+        if self.in_transaction && !self.broken {
+            // It fails where SQLite has rolled back by itself.
+            let _ = self.connection().execute("ROLLBACK").await;
+            self.in_transaction = self.is_in_transaction().await;
+        }
+    }
+
+    /// What SQLite says; a connection that does not answer is taken for one that is, and then nothing can be done with
+    /// it.
+    async fn is_in_transaction(&mut self) -> bool {
+        match self.connection().lock_handle().await {
+            Ok(mut locked) => guard::in_transaction(locked.as_raw_handle()),
+            Err(_) => true,
+        }
+    }
+
+    /// Whether its connection is not to be used again, or was opened under load.
+    fn is_closed_now(&self) -> bool {
+        self.broken || self.in_transaction || self.pool.size() > self.kept
+    }
+
+    /// Waits until the pool has it, so that the next one who asks does not open another.
+    async fn give_back(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        match self.is_closed_now() {
+            true => connection.close_on_drop(),
+            false => connection.return_to_pool().await,
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if self.in_transaction && !self.broken => {
+                let pool = self.pool.clone();
+                let mut lease = Lease { connection: Some(connection), pool, ..*self };
+                runtime.spawn(async move {
+                    lease.roll_back().await;
+                    lease.give_back().await;
+                });
+            }
+            Ok(_) if self.is_closed_now() => connection.close_on_drop(),
+            Ok(_) => {}
+            // The pool cannot take it back without a runtime: the program is at its end.
+            Err(_) => drop(connection.leak()),
+        }
+    }
+}
+
+/// A pool that opens nothing before it is asked.
+fn pool(settings: &SqliteSettings, options: SqliteConnectOptions) -> SqlitePool {
+    let (kept, timeout) = (settings.pool_size.max(1), settings.timeout);
+    let options = options
+        .foreign_keys(true)
+        .synchronous(SqliteSynchronous::Full)
+        // SQLite counts milliseconds in 31 bits.
+        .busy_timeout(timeout.min(Duration::from_secs(1_000_000)))
+        .statement_cache_capacity(if settings.query_cache { STATEMENTS_KEPT_MAX } else { 0 })
+        .row_buffer_size(ROWS_AHEAD_MAX)
+        .thread_name(|id| format!("larder-sqlite-{id}"))
+        .disable_statement_logging();
+    SqlitePoolOptions::new()
+        .max_connections(kept.saturating_add(settings.max_overflow))
+        .acquire_timeout(settings.pool_timeout)
+        .max_lifetime(settings.pool_recycle)
+        .idle_timeout(None)
+        // A connection to a file does not go away while it is idle.
+        .test_before_acquire(false)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                let mut locked = connection.lock_handle().await?;
+                guard::harden(locked.as_raw_handle());
+                locked.set_progress_handler(PROGRESS_INSTRUCTIONS, move || {
+                    guard::running_since().is_none_or(|since| since.elapsed() < timeout)
+                });
+                Ok(())
+            })
+        })
+        .connect_lazy_with(options)
+}
+
+/// What [`guard::check`] answered, by text.
+#[derive(Default)]
+struct CheckedTexts {
+    known: HashMap<Arc<str>, Checked>,
+    bytes: usize,
+}
+
+impl CheckedTexts {
+    fn get(&self, text: &str) -> Option<(Arc<str>, Checked)> {
+        self.known.get_key_value(text).map(|(text, checked)| (Arc::clone(text), *checked))
+    }
+
+    fn insert(&mut self, text: &str, checked: Checked) -> (Arc<str>, Checked) {
+        if self.known.len() >= CHECKED_TEXTS_MAX || self.bytes + text.len() > CHECKED_BYTES_MAX {
+            *self = CheckedTexts::default();
+        }
+        let text: Arc<str> = text.into();
+        self.bytes += text.len();
+        self.known.insert(Arc::clone(&text), checked);
+        (text, checked)
+    }
+}
+
+fn arguments(params: Vec<SqlValue>) -> Result<SqliteArguments> {
+    let mut arguments = SqliteArguments::default();
+    arguments.reserve(params.len(), 0);
+    for param in params {
+        let added = match param {
+            SqlValue::Null => arguments.add(None::<i64>),
+            SqlValue::Boolean(value) => arguments.add(i64::from(value)),
+            SqlValue::Integer(value) => arguments.add(value),
+            // SQLite would make NULL of it.
+            SqlValue::Number(value) if value.is_nan() => return Err(Error::invalid("a parameter is not a number")),
+            SqlValue::Number(value) => arguments.add(value),
+            SqlValue::Text(text) | SqlValue::Json(text) | SqlValue::Decimal(text) => arguments.add(text),
+            SqlValue::Blob(bytes) => arguments.add(bytes),
+        };
+        added.map_err(|error| Error::new(ErrorKind::Internal, format!("a parameter was not encoded: {error}")))?;
+    }
+    Ok(arguments)
+}
+
+/// The rows until they reach `max_bytes`, but at least one.
+async fn read<'q>(
+    connection: &mut SqliteConnection,
+    query: sqlx::query::Query<'q, Sqlite, SqliteArguments>,
+    max_bytes: usize,
+) -> sqlx::Result<Rows> {
+    let mut stream = connection.fetch_many(query);
+    let mut rows = Rows::default();
+    let mut bytes = 0;
+    while let Some(step) = stream.next().await {
+        match step? {
+            Either::Left(done) => rows.affected += done.rows_affected(),
+            Either::Right(_) if bytes >= max_bytes => {
+                rows.more = true;
+                break;
+            }
+            Either::Right(row) => {
+                if rows.columns.is_empty() {
+                    rows.columns = row.columns().iter().map(|column| sqlx::Column::name(column).to_owned()).collect();
+                }
+                bytes += decode(&row, &mut rows.cells)?;
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// Appends the row's cells, each by the type of its value: a column's declared type says little in SQLite.
+fn decode(row: &SqliteRow, cells: &mut Vec<SqlValue>) -> sqlx::Result<usize> {
+    let mut bytes = 0;
+    for i in 0..row.len() {
+        let raw = row.try_get_raw(i)?;
+        let cell = if raw.is_null() {
+            SqlValue::Null
+        } else {
+            match raw.type_info().name() {
+                "INTEGER" => SqlValue::Integer(decoded(raw)?),
+                "REAL" => SqlValue::Number(decoded(raw)?),
+                "TEXT" => match String::from_utf8(decoded::<&[u8]>(raw)?.to_vec()) {
+                    Ok(text) => SqlValue::Text(text),
+                    // Made by hand: no statement of ours stores such a text.
+                    Err(error) => SqlValue::Blob(error.into_bytes()),
+                },
+                _ => SqlValue::Blob(decoded(raw)?),
+            }
+        };
+        bytes += CELL_BYTES
+            + match &cell {
+                SqlValue::Text(text) => text.len(),
+                SqlValue::Blob(blob) => blob.len(),
+                _ => 0,
+            };
+        cells.push(cell);
+    }
+    Ok(bytes)
+}
+
+fn decoded<'r, T: Decode<'r, Sqlite>>(raw: sqlx::sqlite::SqliteValueRef<'r>) -> sqlx::Result<T> {
+    T::decode(raw).map_err(sqlx::Error::Decode)
+}
+
+fn took_too_long(name: &str) -> Error {
+    Error {
+        retry: Retry::Safe,
+        ..Error::new(ErrorKind::Timeout, format!("a statement on `{name}` took longer than `timeout` allows"))
+    }
+}
+
+/// The one place where sqlx's errors become the contract's.
+fn translate(name: &str, error: sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
+            from_sqlite(name, code, error.message())
+        }
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+            Error::new(ErrorKind::Unavailable, format!("there is no connection to `{name}`"))
+        }
+        sqlx::Error::Io(error) => {
+            Error::new(ErrorKind::Unavailable, format!("the database `{name}` cannot be reached: {}", error.kind()))
+        }
+        // The thread of the connection is gone, whatever it was doing.
+        sqlx::Error::WorkerCrashed => Error {
+            retry: Retry::UnknownOutcome,
+            ..Error::new(ErrorKind::Internal, format!("the connection to `{name}` broke off"))
+        },
+        other => Error::new(ErrorKind::Internal, format!("`{name}`: {other}")),
+    }
+}
+
+/// SQLite's result codes. Its messages name tables and columns, and never a path.
+fn from_sqlite(name: &str, code: i32, message: &str) -> Error {
+    use libsqlite3_sys as ffi;
+    let (kind, message) = match (code & 0xff, code) {
+        (ffi::SQLITE_CONSTRAINT, ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY) => {
+            (ErrorKind::AlreadyExists, message.to_owned())
+        }
+        (ffi::SQLITE_CONSTRAINT, _) => (ErrorKind::Rejected, message.to_owned()),
+        (ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED | ffi::SQLITE_PROTOCOL, _) => {
+            (ErrorKind::Timeout, format!("`{name}` was locked by somebody else for as long as `timeout` allows"))
+        }
+        (ffi::SQLITE_INTERRUPT, _) => return took_too_long(name),
+        (ffi::SQLITE_FULL, _) => (ErrorKind::LimitExceeded, format!("`{name}`: {message}")),
+        (ffi::SQLITE_TOOBIG | ffi::SQLITE_NOMEM, _) => (ErrorKind::LimitExceeded, format!("`{name}`: {message}")),
+        (_, ffi::SQLITE_READONLY_DBMOVED) => {
+            (ErrorKind::Unavailable, format!("the database `{name}` was moved or removed while it was in use"))
+        }
+        (ffi::SQLITE_READONLY, _) => (ErrorKind::Denied, format!("the database `{name}` cannot be written: {message}")),
+        (ffi::SQLITE_PERM | ffi::SQLITE_AUTH, _) => (ErrorKind::Denied, format!("`{name}`: {message}")),
+        (ffi::SQLITE_NOTADB, _) => (ErrorKind::Corrupt, format!("`{name}` is not an SQLite database")),
+        (ffi::SQLITE_CORRUPT, _) => (ErrorKind::Corrupt, format!("the database `{name}` is damaged: {message}")),
+        (ffi::SQLITE_CANTOPEN, _) => (ErrorKind::Unavailable, format!("the database `{name}` cannot be opened")),
+        (ffi::SQLITE_IOERR | ffi::SQLITE_SCHEMA, _) => (ErrorKind::Unavailable, format!("`{name}`: {message}")),
+        (ffi::SQLITE_ERROR | ffi::SQLITE_MISMATCH | ffi::SQLITE_RANGE, _) => {
+            (ErrorKind::InvalidArgument, format!("the database refused a statement: {message}"))
+        }
+        _ => (ErrorKind::Internal, format!("`{name}`: {message} ({code})")),
+    };
+    let mut error = Error::new(kind, message);
+    if kind == ErrorKind::Timeout {
+        error.retry = Retry::Safe;
+    }
+    error
+}

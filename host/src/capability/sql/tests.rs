@@ -1,0 +1,393 @@
+//! The capability `sql` against real files.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use larder_model::{ErrorKind, Retry};
+use tempfile::TempDir;
+
+use super::*;
+
+const REPLY_BYTES_MAX: u32 = 1 << 20;
+
+fn settings(path: &Path) -> SqliteSettings {
+    SqliteSettings {
+        path: path.to_owned(),
+        pool_size: 2,
+        max_overflow: 2,
+        timeout: Duration::from_millis(300),
+        pool_timeout: Duration::from_millis(500),
+        pool_recycle: None,
+        query_cache: true,
+    }
+}
+
+/// A database in a file that does not exist yet.
+fn database() -> (TempDir, Database) {
+    let directory = TempDir::new().unwrap();
+    let database = Database::open_sqlite(settings(&directory.path().join("test.db")));
+    (directory, database)
+}
+
+async fn run(database: &Database, text: &str) -> Result<Rows> {
+    database.query(text, Vec::new(), REPLY_BYTES_MAX).await
+}
+
+async fn with_table() -> (TempDir, Database) {
+    let (directory, database) = database();
+    run(&database, "CREATE TABLE t (id VARCHAR(255) PRIMARY KEY, n INTEGER NOT NULL, up VARCHAR(255) REFERENCES t(id))")
+        .await
+        .unwrap();
+    (directory, database)
+}
+
+fn text(text: &str) -> SqlValue {
+    SqlValue::Text(text.to_owned())
+}
+
+fn kind(result: Result<Rows>) -> ErrorKind {
+    result.expect_err("it is refused").kind
+}
+
+#[tokio::test]
+async fn a_missing_file_reads_as_an_empty_database_and_comes_to_be_with_the_first_write() {
+    let (directory, database) = database();
+    let path = directory.path().join("test.db");
+    assert_eq!(database.size().await.unwrap(), Some(0));
+    assert_eq!(run(&database, "SELECT name FROM sqlite_master").await.unwrap(), Rows::default());
+    assert_eq!(kind(run(&database, "SELECT * FROM t").await), ErrorKind::InvalidArgument);
+    assert_eq!(kind(run(&database, "INSERT INTO t VALUES (1)").await), ErrorKind::InvalidArgument);
+    let mut reading = database.begin(None, true).await.unwrap();
+    assert_eq!(reading.query("SELECT 1", Vec::new(), 9).await.unwrap().cells, [SqlValue::Integer(1)]);
+    reading.commit().await.unwrap();
+    assert!(!path.exists());
+
+    run(&database, "CREATE TABLE t (id TEXT)").await.unwrap();
+    assert!(path.exists());
+    assert_eq!(&fs::read(&path).unwrap()[18..20], [2, 2], "it has a write-ahead log");
+    assert!(database.size().await.unwrap() > Some(0));
+}
+
+#[tokio::test]
+async fn a_file_that_was_replaced_is_not_written_to_any_more() {
+    let (directory, database) = with_table().await;
+    for name in ["test.db", "test.db-wal", "test.db-shm"] {
+        fs::remove_file(directory.path().join(name)).unwrap();
+    }
+    assert_eq!(run(&database, "SELECT name FROM sqlite_master").await.unwrap(), Rows::default());
+    run(&database, "CREATE TABLE other (id TEXT)").await.unwrap();
+    let names = run(&database, "SELECT name FROM sqlite_master").await.unwrap();
+    assert_eq!(names.cells, [text("other")]);
+}
+
+#[tokio::test]
+async fn what_is_no_database_is_reported_and_left_alone() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| Database::open_sqlite(settings(&directory.path().join(name)));
+    fs::write(directory.path().join("junk"), "no database, but longer than a header ".repeat(100)).unwrap();
+    fs::create_dir(directory.path().join("folder")).unwrap();
+    for (name, expected) in [
+        ("junk", ErrorKind::Corrupt),
+        ("folder", ErrorKind::InvalidArgument),
+        ("no/such/folder.db", ErrorKind::Unavailable),
+    ] {
+        for text in ["SELECT name FROM sqlite_master", "CREATE TABLE t (id TEXT)"] {
+            let error = run(&at(name), text).await.unwrap_err();
+            assert_eq!(error.kind, expected, "{name}: {error}");
+            assert!(!error.message.contains(directory.path().to_str().unwrap()), "{error}");
+        }
+    }
+    assert!(fs::read(directory.path().join("junk")).unwrap().starts_with(b"no database"));
+    fs::write(directory.path().join("empty"), "").unwrap();
+    assert_eq!(run(&at("empty"), "SELECT name FROM sqlite_master").await.unwrap(), Rows::default());
+}
+
+#[tokio::test]
+async fn every_value_comes_back_by_its_own_type() {
+    let (_directory, database) = database();
+    run(&database, "CREATE TABLE t (a INTEGER, b TEXT, c TIMESTAMP, d DOUBLE PRECISION, e BLOB, f VARCHAR(3))").await.unwrap();
+    let params = vec![
+        SqlValue::Integer(i64::MIN),
+        text("a\0b é 𝄞"),
+        text("2024-01-01T00:00:00Z"),
+        SqlValue::Number(0.1),
+        SqlValue::Blob(vec![0, 255]),
+        SqlValue::Null,
+    ];
+    let inserted = database.query("INSERT INTO t VALUES (?1, ?2, ?3, ?4, ?5, ?6)", params.clone(), 0).await.unwrap();
+    assert_eq!(inserted, Rows { affected: 1, ..Rows::default() });
+    let rows = run(&database, "SELECT * FROM t").await.unwrap();
+    assert_eq!((rows.columns, rows.cells), (["a", "b", "c", "d", "e", "f"].map(str::to_owned).to_vec(), params));
+    // The declared type of a column says nothing about its values, and a text may not be one.
+    run(&database, "UPDATE t SET a = 'x', d = X'00', b = CAST(X'ff' AS TEXT), f = ''").await.unwrap();
+    let rows = run(&database, "SELECT a, d, b, f FROM t").await.unwrap();
+    assert_eq!(rows.cells, [text("x"), SqlValue::Blob(vec![0]), SqlValue::Blob(vec![255]), text("")]);
+}
+
+#[tokio::test]
+async fn a_reply_ends_at_its_bound_but_not_before_its_first_row() {
+    let (_directory, database) = database();
+    let numbers = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 1000) SELECT i FROM n";
+    for (max_bytes, expected, more) in [(1, 1, true), (160, 10, true), (16_000, 1000, false), (0, 0, false)] {
+        let rows = database.query(numbers, Vec::new(), max_bytes).await.unwrap();
+        assert_eq!((rows.cells.len(), rows.more), (expected, more), "{max_bytes}");
+    }
+    assert_eq!(run(&database, "SELECT 1").await.unwrap().cells, [SqlValue::Integer(1)], "the connection goes on");
+}
+
+#[tokio::test]
+async fn what_leads_out_of_the_database_or_changes_the_connection_is_denied() {
+    let (directory, database) = with_table().await;
+    let outside = directory.path().join("outside.db").display().to_string();
+    for text in [
+        format!("ATTACH '{outside}' AS x"),
+        format!("VACUUM INTO '{outside}'"),
+        "DETACH main".to_owned(),
+        "PRAGMA writable_schema = 1".to_owned(),
+        "/* */ pragma journal_mode = delete".to_owned(),
+        "SELECT * FROM pragma_database_list".to_owned(),
+        "SELECT * FROM Pragma_journal_mode('delete')".to_owned(),
+        "SELECT * FROM dbstat".to_owned(),
+        "SELECT load_extension('x')".to_owned(),
+        "SELECT fts3_tokenizer('simple')".to_owned(),
+        "BEGIN".to_owned(),
+        "COMMIT".to_owned(),
+        "-- x\nROLLBACK".to_owned(),
+        "SAVEPOINT x".to_owned(),
+        "EXPLAIN BEGIN".to_owned(),
+        "CREATE TEMP TABLE x (a)".to_owned(),
+        "CREATE TEMPORARY TABLE x AS SELECT 1".to_owned(),
+        "CREATE VIRTUAL TABLE x USING fts5(a)".to_owned(),
+        "CREATE TRIGGER x AFTER INSERT ON t BEGIN SELECT 1; END".to_owned(),
+        "CREATE VIEW x AS SELECT 1".to_owned(),
+        "DROP TABLE t".to_owned(),
+        "REINDEX".to_owned(),
+        "SELECT 1; SELECT 2".to_owned(),
+        "SELECT 1; /* */ DELETE FROM t".to_owned(),
+        "SELECT 1;;COMMIT".to_owned(),
+    ] {
+        for attempt in 0..2 {
+            let result = run(&database, &text).await;
+            assert!(result.as_ref().is_err_and(|error| error.kind == ErrorKind::Denied), "{attempt} {text}: {result:?}");
+        }
+        let mut transaction = database.begin(None, false).await.unwrap();
+        let result = transaction.query(&text, Vec::new(), REPLY_BYTES_MAX).await;
+        assert_eq!(kind(result), ErrorKind::Denied, "{text}");
+        transaction.query("INSERT INTO t (id, n) VALUES ('x', 1)", Vec::new(), 0).await.unwrap();
+        transaction.rollback().await.unwrap();
+    }
+    assert!(!directory.path().join("outside.db").exists());
+    assert!(run(&database, "SELECT * FROM t").await.unwrap().cells.is_empty());
+    let error = run(&database, "UPDATE sqlite_master SET sql = 'x'").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
+    for text in ["SELECT $1", "SELECT :a", "SELECT @a", "SELECT 'a\0'", ";", ""] {
+        let result = database.query(text, vec![SqlValue::Null], REPLY_BYTES_MAX).await;
+        assert_eq!(kind(result), ErrorKind::InvalidArgument, "{text}");
+    }
+    assert_eq!(kind(run(&database, "SELECT ?").await), ErrorKind::InvalidArgument, "a parameter is missing");
+}
+
+#[tokio::test]
+async fn what_a_strategy_needs_is_let_through() {
+    let (_directory, database) = with_table().await;
+    for text in [
+        "CREATE INDEX i ON t (n, id)",
+        "ALTER TABLE t ADD COLUMN m INTEGER NOT NULL DEFAULT 1 CHECK (m > 0)",
+        "ALTER TABLE t RENAME COLUMN m TO o",
+        "DROP INDEX i",
+        "ANALYZE",
+        "REPLACE INTO t (id, n) VALUES ('a', 1);",
+        "INSERT INTO t (id, n) VALUES ('a', 2) ON CONFLICT (id) DO UPDATE SET n = excluded.n RETURNING n",
+        "EXPLAIN QUERY PLAN SELECT * FROM t; -- done",
+        "SELECT name, type FROM pragma_table_xinfo('t')",
+        "SELECT * FROM pragma_index_list('t'), pragma_foreign_key_list('t'), pragma_encoding",
+        "SELECT value FROM json_each('[1]')",
+        "SELECT sqlite_version()",
+    ] {
+        run(&database, text).await.unwrap_or_else(|error| panic!("{text}: {error}"));
+    }
+}
+
+#[tokio::test]
+async fn a_broken_constraint_is_named() {
+    let (_directory, database) = with_table().await;
+    run(&database, "INSERT INTO t (id, n) VALUES ('a', 1)").await.unwrap();
+    for (text, kind, message) in [
+        ("INSERT INTO t (id, n) VALUES ('a', 1)", ErrorKind::AlreadyExists, "UNIQUE constraint failed: t.id"),
+        ("INSERT INTO t (id) VALUES ('b')", ErrorKind::Rejected, "NOT NULL constraint failed: t.n"),
+        ("INSERT INTO t VALUES ('b', 1, 'c')", ErrorKind::Rejected, "FOREIGN KEY constraint failed"),
+    ] {
+        let error = run(&database, text).await.unwrap_err();
+        assert_eq!((error.kind, error.message.as_str(), error.retry), (kind, message, Retry::Never), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_is_committed_rolled_back_or_dropped() {
+    let (_directory, database) = with_table().await;
+    let insert = |id: &str| (format!("INSERT INTO t (id, n) VALUES ('{id}', 1)"), Vec::new());
+    for (id, end) in [("committed", 0), ("rolled back", 1), ("dropped", 2)] {
+        let mut transaction = database.begin(None, false).await.unwrap();
+        let (text, params) = insert(id);
+        transaction.query(&text, params, 0).await.unwrap();
+        // A broken statement is undone alone.
+        assert_eq!(kind(transaction.query(&text, Vec::new(), 0).await), ErrorKind::AlreadyExists);
+        assert_eq!(kind(transaction.query("SELECT no", Vec::new(), 0).await), ErrorKind::InvalidArgument);
+        match end {
+            0 => transaction.commit().await.unwrap(),
+            1 => transaction.rollback().await.unwrap(),
+            _ => drop(transaction),
+        }
+    }
+    assert_eq!(run(&database, "SELECT id FROM t").await.unwrap().cells, [text("committed")]);
+}
+
+#[tokio::test]
+async fn nothing_runs_outside_a_transaction_that_sqlite_ended() {
+    let (_directory, database) = with_table().await;
+    let mut transaction = database.begin(None, false).await.unwrap();
+    transaction.query("INSERT INTO t (id, n) VALUES ('a', 1)", Vec::new(), 0).await.unwrap();
+    let ending = "INSERT OR ROLLBACK INTO t (id, n) VALUES ('a', 1)";
+    assert_eq!(kind(transaction.query(ending, Vec::new(), 0).await), ErrorKind::AlreadyExists);
+    let after = transaction.query("INSERT INTO t (id, n) VALUES ('b', 1)", Vec::new(), 0).await;
+    assert_eq!(kind(after), ErrorKind::InvalidArgument);
+    transaction.commit().await.unwrap_err();
+    assert!(run(&database, "SELECT id FROM t").await.unwrap().cells.is_empty());
+}
+
+#[tokio::test]
+async fn a_read_only_transaction_keeps_its_view_and_does_not_write() {
+    let (_directory, database) = with_table().await;
+    let mut reading = database.begin(None, true).await.unwrap();
+    assert!(reading.query("SELECT id FROM t", Vec::new(), 100).await.unwrap().cells.is_empty());
+    run(&database, "INSERT INTO t (id, n) VALUES ('a', 1)").await.unwrap();
+    assert!(reading.query("SELECT id FROM t", Vec::new(), 100).await.unwrap().cells.is_empty());
+    assert_eq!(kind(reading.query("DELETE FROM t", Vec::new(), 0).await), ErrorKind::Denied);
+    reading.rollback().await.unwrap();
+    assert_eq!(run(&database, "SELECT id FROM t").await.unwrap().cells, [text("a")]);
+}
+
+#[tokio::test]
+async fn a_lock_that_is_not_released_and_a_statement_without_end_time_out() {
+    let (_directory, database) = with_table().await;
+    let holder = database.begin(None, false).await.unwrap();
+    let error = run(&database, "INSERT INTO t (id, n) VALUES ('a', 1)").await.unwrap_err();
+    assert_eq!((error.kind, error.retry), (ErrorKind::Timeout, Retry::Safe), "{error}");
+    holder.rollback().await.unwrap();
+
+    let endless = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n";
+    for text in [endless.to_owned(), endless.replace("FROM n)", "FROM n, pragma_table_info('t'))")] {
+        let started = Instant::now();
+        let error = run(&database, &text).await.unwrap_err();
+        assert_eq!((error.kind, error.retry), (ErrorKind::Timeout, Retry::Safe), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(3), "SQLite itself stopped");
+    }
+    run(&database, "INSERT INTO t (id, n) VALUES ('a', 1)").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_pool_lends_no_more_than_it_has_and_keeps_no_more_than_it_should() {
+    let (_directory, database) = with_table().await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(database.begin(None, true).await.unwrap());
+    }
+    let error = run(&database, "SELECT 1").await.unwrap_err();
+    assert_eq!((error.kind, error.retry), (ErrorKind::Timeout, Retry::Safe), "{error}");
+    for transaction in held {
+        transaction.rollback().await.unwrap();
+    }
+    run(&database, "SELECT 1").await.unwrap();
+    let Backend::Sqlite(store) = &database.0;
+    for _ in 0..100 {
+        if store.connections_count() <= 2 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{} connections are kept", store.connections_count());
+}
+
+#[tokio::test]
+async fn one_statement_does_not_take_all_memory() {
+    let (_directory, database) = database();
+    assert_eq!(kind(run(&database, "SELECT randomblob(100000000)").await), ErrorKind::LimitExceeded);
+    let many = format!("SELECT {}", vec!["length(hex(randomblob(30000000)))"; 3].join(", "));
+    run(&database, &many).await.unwrap();
+}
+
+#[tokio::test]
+async fn writers_side_by_side_all_get_their_turn() {
+    let (_directory, database) = with_table().await;
+    let database = Database::open_sqlite(SqliteSettings {
+        timeout: Duration::from_secs(20),
+        pool_timeout: Duration::from_secs(20),
+        ..settings(&_directory.path().join("test.db"))
+    });
+    run(&database, "INSERT INTO t (id, n) VALUES ('counter', 0)").await.unwrap();
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let database = database.clone();
+            tokio::spawn(async move {
+                for _ in 0..25 {
+                    let mut transaction = database.begin(None, false).await.unwrap();
+                    let rows = transaction.query("SELECT n FROM t", Vec::new(), 100).await.unwrap();
+                    let SqlValue::Integer(n) = rows.cells[0] else { panic!() };
+                    let update = transaction.query("UPDATE t SET n = ?", vec![SqlValue::Integer(n + 1)], 0);
+                    assert_eq!(update.await.unwrap().affected, 1);
+                    transaction.commit().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(run(&database, "SELECT n FROM t").await.unwrap().cells, [SqlValue::Integer(200)]);
+}
+
+/// How fast rows go in and come out: `cargo test --release -- --ignored --nocapture rows_per_second`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn rows_per_second() {
+    let (_directory, database) = database();
+    let columns: Vec<String> = (0..14).map(|i| format!("c{i} VARCHAR(255)")).collect();
+    run(&database, &format!("CREATE TABLE t ({}, PRIMARY KEY (c0))", columns.join(", "))).await.unwrap();
+    const ROWS: usize = 100_000;
+    const BATCH: usize = 250;
+    let row = format!("({})", ["?"; 14].join(","));
+    let insert = format!("INSERT INTO t VALUES {}", vec![row; BATCH].join(","));
+    let started = Instant::now();
+    let mut transaction = database.begin(None, false).await.unwrap();
+    for batch in 0..ROWS / BATCH {
+        let mut params = Vec::with_capacity(BATCH * 14);
+        for i in 0..BATCH {
+            params.push(SqlValue::Text(format!("machine-{:08}", batch * BATCH + i)));
+            params.extend((1..14).map(|c| match c % 3 {
+                0 => SqlValue::Null,
+                _ => SqlValue::Text(format!("value {c} of a row")),
+            }));
+        }
+        transaction.query(&insert, params, 0).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+    println!("in: {:.0} rows/s", ROWS as f64 / started.elapsed().as_secs_f64());
+    let (started, mut last, mut count) = (Instant::now(), String::new(), 0);
+    while count < ROWS {
+        let page = "SELECT * FROM t WHERE c0 > ? ORDER BY c0 LIMIT 5000";
+        let rows = database.query(page, vec![text(&last)], 8 << 20).await.unwrap();
+        count += rows.cells.len() / 14;
+        let Some(SqlValue::Text(id)) = rows.cells.get(rows.cells.len() - 14) else { panic!() };
+        last = id.clone();
+    }
+    println!("out: {:.0} rows/s", ROWS as f64 / started.elapsed().as_secs_f64());
+    let started = Instant::now();
+    for i in 0..10_000 {
+        let id = text(&format!("machine-{:08}", i * 7));
+        assert_eq!(database.query("SELECT * FROM t WHERE c0 = ?", vec![id], 1000).await.unwrap().cells.len(), 14);
+    }
+    println!("get: {:.1} µs", started.elapsed().as_secs_f64() * 100.0);
+}
