@@ -74,22 +74,26 @@ pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<St
             .hint(format!("if you trust it, add {} to `{}`", wanted.grant_example(), store.location)));
         }
     }
-    let mut linker: Linker<State> = Linker::new(engine);
-    let linked = wasmtime_wasi::p2::add_to_linker_async(&mut linker)
-        .and_then(|()| match store.grants.files {
-            Some(_) => wit_files::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state),
-            None => Ok(()),
-        })
-        .and_then(|()| match store.grants.sql {
-            Some(_) => wit_sql::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state),
-            None => Ok(()),
-        })
-        .and_then(|()| StrategyPre::new(linker.instantiate_pre(&plugin.component)?));
+    let linked = link_interfaces(engine, &plugin.wants)
+        .and_then(|linker| StrategyPre::new(linker.instantiate_pre(&plugin.component)?));
     linked.map_err(|error| {
         Error::refused(format!("plugin `{}` does not link", plugin.name))
             .caused_by(one_line(&error.root_cause().to_string()))
             .hint("`larder plugins inspect` shows what it imports")
     })
+}
+
+/// WASI, which holds no directory, address, argument or variable, and the interfaces of these capabilities.
+pub(crate) fn link_interfaces(engine: &Engine, capabilities: &[Capability]) -> wasmtime::Result<Linker<State>> {
+    let mut linker: Linker<State> = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    for capability in capabilities {
+        match capability {
+            Capability::Files => wit_files::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?,
+            Capability::Sql => wit_sql::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?,
+        }
+    }
+    Ok(linker)
 }
 
 type Answer<T> = wasmtime::Result<std::result::Result<T, types::Error>>;

@@ -282,6 +282,19 @@ impl Config {
     }
 }
 
+/// Where compiled plugins are kept between runs, none where this user has no place for that. No store is granted it: what
+/// is there is run without another look.
+pub fn compile_cache_directory() -> Option<PathBuf> {
+    let home = || environment::path("HOME");
+    let caches = if cfg!(windows) {
+        environment::path("LOCALAPPDATA")
+    } else {
+        // A relative path is invalid there, as the XDG specification has it.
+        environment::path("XDG_CACHE_HOME").filter(|path| path.is_absolute()).or_else(|| Some(home()?.join(".cache")))
+    };
+    Some(caches.filter(|path| path.is_absolute())?.join("larder").join("compiled"))
+}
+
 /// Where plugins are without a flag. `configured` is absolute.
 fn default_plugins_directory(configured: Option<&Path>) -> Result<PathBuf> {
     if let Some(directory) = environment::path(PLUGINS_VARIABLE) {

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use larder_model::Description;
 use sha2::{Digest, Sha256};
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::Component;
 use wasmtime::{Engine, Store};
 
+use crate::capability;
 use crate::error::{Error, Result};
 use bindings::{PACKAGE, PACKAGE_VERSION, StrategyPre};
 use instance::State;
@@ -227,13 +228,11 @@ fn check_interfaces(engine: &Engine, component: &Component) -> Result<(Vec<Capab
     Ok((wants, wasi))
 }
 
+/// Every capability is linked and none is lent, so that one that is used before a store is opened traps.
 async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<Description> {
-    let mut linker: Linker<State> = Linker::new(engine);
-    let links = wasmtime_wasi::p2::add_to_linker_async(&mut linker)
-        .and_then(|()| linker.define_unknown_imports_as_traps(component))
-        .and_then(|()| StrategyPre::new(linker.instantiate_pre(component)?));
-    let pre = links
-        .map_err(|error| Error::refused("its imports do not link").caused_by(instance::one_line(&error.to_string())))?;
+    let pre = capability::link_interfaces(engine, &Capability::ALL)
+        .and_then(|linker| StrategyPre::new(linker.instantiate_pre(component)?))
+        .map_err(|error| Error::refused("its imports do not link").caused_by(instance::one_line(&format!("{error:#}"))))?;
     let mut store = Store::new(engine, State::new(instance::DESCRIBE_MEMORY_BYTES_MAX, None, None));
     instance::arm(&mut store);
     let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {

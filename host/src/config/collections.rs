@@ -148,7 +148,7 @@ fn collection(name: &str, declared: &DeclaredCollection) -> Result<Collection> {
         version: declared.version.clone(),
         created: stamp(&declared.created_at, "created_at"),
         updated: stamp(&declared.updated_at, "updated_at"),
-        adds_updated: true,
+        adds_updated: declared.adds_updated_at,
     };
     let mut roles = vec![declared.key.as_str(), stamps.version.as_str()];
     roles.extend(stamps.created.as_deref());
@@ -285,6 +285,7 @@ pub(super) fn as_written(collection: &Collection) -> Value {
         "version": collection.stamps.version,
         "created_at": name(&collection.stamps.created),
         "updated_at": name(&collection.stamps.updated),
+        "adds_updated_at": collection.stamps.adds_updated,
         "fields": fields,
         "indexes": indexes,
         "references": references,

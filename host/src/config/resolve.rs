@@ -13,7 +13,7 @@ use super::schema::{self, key_path, unknown_key};
 use super::written::{self, DatabaseType, Document, DynamodbStrategy, JsonStrategy, SqlStrategy, SslMode};
 use super::{
     Config, FilesGrant, Grants, MigrationSettings, PluginSettings, Pool, Secret, SqlGrant, Store, TlsMode, absolute,
-    collections, default_plugins_directory,
+    collections, compile_cache_directory, default_plugins_directory,
 };
 use crate::error::{Error, Result};
 
@@ -46,6 +46,7 @@ pub(super) fn config(
         config: path.as_deref().map(settled),
         state: settled(&state_directory(base_dir)),
         plugins: settled(&default_plugins_directory(plugins.directory.as_deref())?),
+        compiled: compile_cache_directory().as_deref().map(settled),
     };
     let names: Vec<&str> = collections.iter().map(|collection| collection.name.as_str()).collect();
     let resolver = Resolver { around: &around, collections: &names };
@@ -136,6 +137,7 @@ struct Surroundings {
     config: Option<PathBuf>,
     state: PathBuf,
     plugins: PathBuf,
+    compiled: Option<PathBuf>,
 }
 
 struct Resolver<'a> {
@@ -260,6 +262,9 @@ impl Resolver<'_> {
             .hint(format!("what `{}` may borrow follows from `{at}`", place.strategy)));
         }
 
+        if MISSION_SECTIONS.contains(&section_name.as_str()) {
+            section.values_mut().for_each(schema::make_integers);
+        }
         let mut grants = Grants::default();
         match place.strategy {
             "json" => {
@@ -305,6 +310,9 @@ impl Resolver<'_> {
         }
         check_apart(&store, "the state of migrations", &self.around.state)?;
         check_apart(&store, "plugins", &self.around.plugins)?;
+        if let Some(compiled) = &self.around.compiled {
+            check_apart(&store, "compiled plugins", compiled)?;
+        }
         Ok(store)
     }
 

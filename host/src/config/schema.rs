@@ -267,15 +267,15 @@ fn type_name(value: &Value) -> &'static str {
 }
 
 /// Every key of `schema` in reading order, as its path with dots and its own schema. `NAME` stands for a name that is
-/// free. What stands under a named store's section is told once, under `storage`.
+/// free. The keys of an object stand together, before those of its members. A named store's section is not entered: it is
+/// the one under `storage`.
 pub(super) fn keys(schema: &Value) -> Vec<(String, Value)> {
     fn collect(schema: &Value, prefix: &str, found: &mut Vec<(String, Value)>) {
         let join = |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
-        for (name, member) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-            let path = join(name);
-            let told_before = path.starts_with("storage.stores.NAME.") || path == "storage.grants.sql";
-            found.push((path.clone(), member.clone()));
-            if !told_before {
+        let members = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
+        found.extend(members.clone().map(|(name, member)| (join(name), member.clone())));
+        for (path, member) in members.map(|(name, member)| (join(name), member)) {
+            if !path.starts_with("storage.stores.NAME.") && path != "storage.grants.sql" {
                 collect(member, &path, found);
             }
         }

@@ -505,6 +505,9 @@ pub(super) struct DeclaredCollection {
     #[serde(default)]
     #[schemars(extend("default" = "updated_at"))]
     pub(super) updated_at: Stamp,
+    /// Whether an entity that has no member for the time of the last write is given one. The mission's `machines` are not.
+    #[serde(default = "yes")]
+    pub(super) adds_updated_at: bool,
     /// Top-level members with a type, in the order of a table's columns. Entities may have others.
     #[serde(default)]
     pub(super) fields: Ordered<DeclaredField>,
@@ -514,6 +517,10 @@ pub(super) struct DeclaredCollection {
     /// Fields that hold the id of an entity of another collection, and that collection.
     #[serde(default)]
     pub(super) references: Ordered<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_version() -> String {

@@ -235,7 +235,8 @@ impl Store {
         if opened.logged.load(Ordering::Relaxed) {
             return;
         }
-        let answer = connection.execute("PRAGMA journal_mode = WAL").await.map_err(|error| translate(&self.name, error));
+        let answer =
+            connection.execute("PRAGMA journal_mode = WAL").await.map_err(|error| translate(&self.name, error));
         let busy = answer.is_err_and(|error| error.kind == ErrorKind::Timeout);
         opened.logged.store(!busy, Ordering::Relaxed);
     }

@@ -38,9 +38,12 @@ async fn run(database: &Database, text: &str) -> Result<Rows> {
 
 async fn with_table() -> (TempDir, Database) {
     let (directory, database) = database();
-    run(&database, "CREATE TABLE t (id VARCHAR(255) PRIMARY KEY, n INTEGER NOT NULL, up VARCHAR(255) REFERENCES t(id))")
-        .await
-        .unwrap();
+    run(
+        &database,
+        "CREATE TABLE t (id VARCHAR(255) PRIMARY KEY, n INTEGER NOT NULL, up VARCHAR(255) REFERENCES t(id))",
+    )
+    .await
+    .unwrap();
     (directory, database)
 }
 
@@ -108,7 +111,9 @@ async fn what_is_no_database_is_reported_and_left_alone() {
 #[tokio::test]
 async fn every_value_comes_back_by_its_own_type() {
     let (_directory, database) = database();
-    run(&database, "CREATE TABLE t (a INTEGER, b TEXT, c TIMESTAMP, d DOUBLE PRECISION, e BLOB, f VARCHAR(3))").await.unwrap();
+    run(&database, "CREATE TABLE t (a INTEGER, b TEXT, c TIMESTAMP, d DOUBLE PRECISION, e BLOB, f VARCHAR(3))")
+        .await
+        .unwrap();
     let params = vec![
         SqlValue::Integer(i64::MIN),
         text("a\0b é 𝄞"),
@@ -171,7 +176,10 @@ async fn what_leads_out_of_the_database_or_changes_the_connection_is_denied() {
     ] {
         for attempt in 0..2 {
             let result = run(&database, &text).await;
-            assert!(result.as_ref().is_err_and(|error| error.kind == ErrorKind::Denied), "{attempt} {text}: {result:?}");
+            assert!(
+                result.as_ref().is_err_and(|error| error.kind == ErrorKind::Denied),
+                "{attempt} {text}: {result:?}"
+            );
         }
         let mut transaction = database.begin(None, false).await.unwrap();
         let result = transaction.query(&text, Vec::new(), REPLY_BYTES_MAX).await;
