@@ -1,0 +1,1 @@
+//! A strategy from outside the project: one file an entity.

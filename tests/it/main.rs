@@ -1,0 +1,17 @@
+//! Everything that is tested through components, as a user would load them, or through the program. One binary, so that
+//! the host is linked once. `cargo xtask test` builds what it needs.
+
+// Where things are, and how a test gets a folder, a store and a run of the program.
+mod support;
+
+// One body, every strategy: what the contract promises of a repository.
+mod repository;
+
+// Moving data, with real and realistic input.
+mod migration;
+
+// The program: its output, its errors and its exit codes.
+mod cli;
+
+// Plugins that try what they may not do, and files that are no plugins.
+mod sandbox;

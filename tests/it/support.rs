@@ -1,0 +1,136 @@
+//! Where things are, and how a test gets a folder, a store and a run of the program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use larder::config::Config;
+use larder::host::Host;
+use larder::repository::Repository;
+use tempfile::TempDir;
+
+fn built(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(path) => path.into(),
+        None => panic!("{variable} is not set: run the tests with `cargo xtask test`, which builds what they need"),
+    }
+}
+
+/// The folder of the strategies that the project ships.
+pub fn plugins() -> PathBuf {
+    built("LARDER_TEST_PLUGINS")
+}
+
+/// The folder of the components in `tests/guests`.
+pub fn guests() -> PathBuf {
+    built("LARDER_TEST_GUESTS")
+}
+
+/// The program.
+pub fn program() -> PathBuf {
+    built("LARDER_TEST_BIN")
+}
+
+/// A working folder with a configuration; removed at the end of the test.
+pub struct Folder(TempDir);
+
+impl Folder {
+    /// A folder whose `larder.json` is `config`. Relative paths in it are absolute here, because the tests of one process share
+    /// a working directory: `@` stands for the folder.
+    pub fn new(config: &str) -> Folder {
+        let folder = Folder(tempfile::tempdir().expect("a temporary folder"));
+        let root = folder.path().to_str().expect("a UTF-8 path").to_owned();
+        folder.write("larder.json", config.replace('@', &root));
+        folder
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Writes a file in it, and the folders above the file.
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        let path = self.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("a folder");
+        std::fs::write(path, content).expect("a file");
+    }
+
+    /// Reads a file in it.
+    pub fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.path().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// A host for its configuration, with the shipped plugins.
+    pub fn host(&self) -> Host {
+        self.host_with(&plugins())
+    }
+
+    /// A host for its configuration, with the plugins in `directory`.
+    pub fn host_with(&self, directory: &Path) -> Host {
+        let config = Config::load(Some(&self.path().join("larder.json"))).expect("a valid configuration");
+        Host::new(config, Some(directory)).expect("a host")
+    }
+
+    /// Opens a store of its configuration.
+    pub async fn open(&self, store: &str) -> Repository {
+        self.host().open(Some(store)).await.expect("a store that opens")
+    }
+
+    /// Runs the program in it.
+    pub fn larder(&self, arguments: &[&str]) -> Run {
+        self.larder_with(arguments, "")
+    }
+
+    /// Runs the program in it with something to read.
+    pub fn larder_with(&self, arguments: &[&str], input: &str) -> Run {
+        let mut command = self.command(arguments);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        // The program may end without reading.
+        let _ = std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), input.as_bytes());
+        Run::new(child.wait_with_output().expect("the program ends"))
+    }
+
+    /// The program, to be run in it.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command
+            .current_dir(self.path())
+            .args(arguments)
+            .env_remove("LARDER_CONFIG")
+            .env("LARDER_PLUGINS", plugins());
+        command
+    }
+}
+
+/// What a run of the program came to.
+#[derive(Debug)]
+pub struct Run {
+    /// The exit code.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Run {
+    fn new(output: Output) -> Run {
+        Run {
+            code: output.status.code().expect("an exit code"),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    /// The run, which must have ended with this code.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Run {
+        assert_eq!(self.code, code, "{self:#?}");
+        self
+    }
+}
