@@ -49,7 +49,7 @@ pub struct Config {
     default_store: String,
     /// Every store that can be named, the default one first.
     stores: Vec<Store>,
-    /// The mission's strategies that have no section: they can be named all the same, and have their defaults.
+    /// Built-in strategies that have no section: they can be named all the same, and have their defaults.
     implied: Vec<Store>,
     collections: Vec<Collection>,
     warnings: Vec<String>,
@@ -155,12 +155,10 @@ pub struct Secret(String);
 pub struct MigrationSettings {
     /// Entities in one batch, at least 1.
     pub batch_size: u32,
-    /// Whether the target is backed up first.
+    /// Whether the source is backed up first.
     pub create_backup: bool,
-    /// Absolute.
+    /// Absolute: a folder, or a file where it ends in `.json`.
     pub backup_location: PathBuf,
-    /// Whether `backup_location` is a folder that backups are put in, rather than the backup's file.
-    pub backup_is_folder: bool,
     /// Whether source and target are compared at the end.
     pub validate_after_migration: bool,
     /// Whether what was verified is removed from the source.
@@ -178,12 +176,8 @@ pub struct PluginSettings {
     pub memory_bytes_max: u64,
     /// Size of a component's file.
     pub component_bytes_max: u64,
-    /// Size of one answer.
-    pub reply_bytes_max: u64,
     /// For one call, capabilities included.
     pub call_timeout: Duration,
-    /// From `begin` to the end.
-    pub transaction_timeout: Duration,
     /// Entities the host reads to answer one query that no index answers.
     pub scanned_entities_max: u64,
 }
@@ -243,7 +237,7 @@ impl Config {
         self.stores.clone()
     }
 
-    /// The mission's collections, then those that the configuration adds.
+    /// The built-in collections, then those that the configuration adds.
     pub fn collections(&self) -> &[Collection] {
         &self.collections
     }

@@ -1,4 +1,4 @@
-//! The collections: the mission's three, and what the configuration makes of them.
+//! The collections: the three that are built in, and what the configuration makes of them.
 
 use larder_model::{Collection, Field, FieldType, Index, Reference, Stamps};
 use serde_json::{Map, Value, json};
@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 /// PostgreSQL cuts longer names, and two of them could become one.
 const NAME_BYTES_MAX: usize = 63;
 
-/// The mission's collections, with the fields, lengths and references of its tables and the indexes that it names. The
+/// The collections of a host factory, with the fields, lengths and references of their tables, and their indexes. The
 /// key is no field: it is text of up to 255 characters in every collection.
-pub(super) fn mission() -> Vec<Collection> {
+pub(super) fn built_in() -> Vec<Collection> {
     use FieldType::{Integer, Json, Text, Timestamp};
     let field = |name: &str, ty, required, max_length| Field { name: name.to_owned(), ty, required, max_length };
     let required = |name: &str, length| field(name, Text, true, Some(length));
@@ -76,7 +76,7 @@ pub(super) fn mission() -> Vec<Collection> {
         Collection {
             name: "machines".to_owned(),
             key: "machine_id".to_owned(),
-            // The mission's table has no `updated_at`.
+            // The table has no `updated_at`.
             stamps: stamps(false),
             fields: vec![
                 required("request_id", 255),
@@ -99,9 +99,9 @@ pub(super) fn mission() -> Vec<Collection> {
     ]
 }
 
-/// The mission's collections, with those that are declared in place of the one of that name, or after them.
+/// The built-in collections, with those that are declared in place of the one of that name, or after them.
 pub(super) fn resolve(declared: &Ordered<DeclaredCollection>) -> Result<Vec<Collection>> {
-    let mut collections = mission();
+    let mut collections = built_in();
     for (name, declaration) in &declared.0 {
         let collection = collection(name, declaration)?;
         match collections.iter_mut().find(|known| known.name == *name) {

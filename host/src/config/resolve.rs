@@ -1,6 +1,6 @@
 //! What is written becomes what is meant: stores with their grants, collections, settings.
 //!
-//! This is the one place where code branches on a strategy's name: what the mission's strategies may borrow follows from
+//! This is the one place where code branches on a strategy's name: what the built-in strategies may borrow follows from
 //! their section, what others may borrow is written beside theirs.
 
 use std::path::{Component, Path, PathBuf};
@@ -18,7 +18,7 @@ use super::{
 use crate::error::{Error, Result};
 
 /// Sections whose keys the host knows.
-pub(super) const MISSION_SECTIONS: [&str; 3] = ["json_strategy", "sql_strategy", "dynamodb_strategy"];
+pub(super) const BUILT_IN_SECTIONS: [&str; 3] = ["json_strategy", "sql_strategy", "dynamodb_strategy"];
 const SECTION_SUFFIX: &str = "_strategy";
 /// The file of an SQLite database that is not named.
 const SQLITE_NAME: &str = "request_database.db";
@@ -72,10 +72,10 @@ pub(super) fn state_directory(base_dir: &Path) -> PathBuf {
     base_dir.join(".larder")
 }
 
-/// The mission's shorter examples leave `storage` out: a section at the top of the file is read as one in `storage`.
+/// A short configuration may leave `storage` out: a section at the top of the file is read as one in `storage`.
 fn gather_sections(written: &mut Value) -> Result<()> {
     let Some(members) = written.as_object_mut() else { return Ok(()) };
-    for name in MISSION_SECTIONS {
+    for name in BUILT_IN_SECTIONS {
         let Some(section) = members.shift_remove(name) else { continue };
         let storage = members.entry("storage").or_insert_with(|| Map::new().into());
         // A `storage` that is no object is told by the schema.
@@ -92,7 +92,7 @@ fn gather_sections(written: &mut Value) -> Result<()> {
 /// Reads what the schema has found valid. Sections of other strategies are left out: their keys are their plugins'.
 fn read(mut value: Value) -> Result<Document> {
     if let Some(storage) = value.get_mut("storage").and_then(Value::as_object_mut) {
-        let is_known = |name: &str| !name.ends_with(SECTION_SUFFIX) || MISSION_SECTIONS.contains(&name);
+        let is_known = |name: &str| !name.ends_with(SECTION_SUFFIX) || BUILT_IN_SECTIONS.contains(&name);
         storage.retain(|name, _| is_known(name));
         for store in storage.get_mut("stores").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
             if let Some(store) = store.as_object_mut() {
@@ -107,13 +107,10 @@ fn read(mut value: Value) -> Result<Document> {
 }
 
 fn migration(written: &written::Migration) -> Result<MigrationSettings> {
-    let location = &written.backup_location;
-    let path = Path::new(location);
     Ok(MigrationSettings {
         batch_size: written.batch_size,
         create_backup: written.create_backup,
-        backup_location: absolute(path)?,
-        backup_is_folder: location.ends_with(std::path::is_separator) || path.extension().is_none() || path.is_dir(),
+        backup_location: absolute(Path::new(&written.backup_location))?,
         validate_after_migration: written.validate_after_migration,
         cleanup_source: written.cleanup_source,
         parallel_workers: written.parallel_workers,
@@ -123,11 +120,9 @@ fn migration(written: &written::Migration) -> Result<MigrationSettings> {
 fn plugins(written: &written::Plugins, base_dir: &Path) -> Result<PluginSettings> {
     Ok(PluginSettings {
         directory: written.directory.as_ref().map(|directory| base_dir.join(directory)),
-        memory_bytes_max: u64::from(written.max_memory_mb) * MIB,
-        component_bytes_max: u64::from(written.max_component_mb) * MIB,
-        reply_bytes_max: u64::from(written.max_reply_mb) * MIB,
+        memory_bytes_max: u64::from(written.memory_mb_max) * MIB,
+        component_bytes_max: u64::from(written.component_mb_max) * MIB,
         call_timeout: Duration::from_secs_f64(written.call_timeout),
-        transaction_timeout: Duration::from_secs_f64(written.transaction_timeout),
         scanned_entities_max: written.max_scanned_entities.into(),
     })
 }
@@ -200,8 +195,8 @@ impl Resolver<'_> {
             if strategy == default {
                 continue;
             }
-            if !MISSION_SECTIONS.contains(&section.as_str()) {
-                return Err(unknown_key(&["storage".to_owned()], &section, &MISSION_SECTIONS).hint(format!(
+            if !BUILT_IN_SECTIONS.contains(&section.as_str()) {
+                return Err(unknown_key(&["storage".to_owned()], &section, &BUILT_IN_SECTIONS).hint(format!(
                     "the section of a strategy `{strategy}` stands there where `storage.strategy` is `{strategy}`, \
                      otherwise in a store of its own in `storage.stores`"
                 )));
@@ -238,7 +233,7 @@ impl Resolver<'_> {
 
         // Defaults that do not suit this place are nobody's mistake: such a store cannot be named.
         let nothing = Map::new();
-        let implied = MISSION_SECTIONS
+        let implied = BUILT_IN_SECTIONS
             .iter()
             .filter_map(|section| section.strip_suffix(SECTION_SUFFIX))
             .filter(|strategy| !stores.iter().any(|store| store.name == *strategy))
@@ -254,7 +249,7 @@ impl Resolver<'_> {
         let section_name = format!("{}{SECTION_SUFFIX}", place.strategy);
         let at = format!("{}.{section_name}", place.location);
         let mut section = place.members.get(&section_name).and_then(Value::as_object).cloned().unwrap_or_default();
-        if place.grants.is_some() && MISSION_SECTIONS.contains(&section_name.as_str()) {
+        if place.grants.is_some() && BUILT_IN_SECTIONS.contains(&section_name.as_str()) {
             return Err(Error::config(format!(
                 "`{}.grants` is for other strategies than `{}`",
                 place.location, place.strategy
@@ -262,7 +257,7 @@ impl Resolver<'_> {
             .hint(format!("what `{}` may borrow follows from `{at}`", place.strategy)));
         }
 
-        if MISSION_SECTIONS.contains(&section_name.as_str()) {
+        if BUILT_IN_SECTIONS.contains(&section_name.as_str()) {
             section.values_mut().for_each(schema::make_integers);
         }
         let mut grants = Grants::default();

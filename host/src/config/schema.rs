@@ -207,8 +207,10 @@ pub(super) fn unknown_key(path: &[String], name: &str, known: &[&str]) -> Error 
     let full = key_path(path.iter().map(String::as_str).chain([name]));
     let near = nearest_first(name, known);
     // A key that is known elsewhere was probably written one level too high or too low.
-    let elsewhere =
-        keys(&schema()).into_iter().map(|(path, _)| path).find(|path| path.rsplit('.').next() == Some(name));
+    // A third-party section has keys of its own.
+    let is_ours = path.first().is_none_or(|first| !first.ends_with("_strategy"));
+    let elsewhere = keys(&schema()).into_iter().map(|(path, _)| path);
+    let elsewhere = elsewhere.filter(|_| is_ours).find(|path| path.rsplit('.').next() == Some(name));
     match (near.first(), elsewhere) {
         (Some(nearest), _) if is_near(name, nearest) => {
             Error::config(format!("`{full}` is no known key: did you mean `{nearest}`?"))

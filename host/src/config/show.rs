@@ -45,11 +45,11 @@ pub(super) fn without_secrets(section: &Map<String, Value>) -> Value {
 fn show_store(store: &mut Value, strategy: &str) {
     let Some(members) = store.as_object_mut() else { return };
     let section = format!("{strategy}_strategy");
-    if super::resolve::MISSION_SECTIONS.contains(&section.as_str()) {
+    if super::resolve::BUILT_IN_SECTIONS.contains(&section.as_str()) {
         members.entry(section).or_insert(json!({}));
     }
     for (name, member) in members {
-        if super::resolve::MISSION_SECTIONS.contains(&name.as_str()) || name == "grants" {
+        if super::resolve::BUILT_IN_SECTIONS.contains(&name.as_str()) || name == "grants" {
             hide_passwords(member);
         } else if name.ends_with("_strategy") {
             hide(member, false);

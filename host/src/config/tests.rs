@@ -1,4 +1,4 @@
-//! What the configuration promises: the mission's JSON works as it stands, mistakes are named by their key, nothing lends
+//! What the configuration promises: every form of every key works, mistakes are named by their key, nothing lends
 //! more than it should, and no secret is shown.
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A configuration whose only variable is the mission's.
+/// A configuration whose only variable is a password.
 fn resolved(value: Value) -> Result<Config> {
     with_variables(value, &[("DB_PASSWORD", "hunter2")])
 }
@@ -67,7 +67,7 @@ impl Drop for Folder {
     }
 }
 
-// What the mission writes.
+// What works.
 
 #[test]
 fn an_empty_configuration_has_every_default() {
@@ -83,7 +83,6 @@ fn an_empty_configuration_has_every_default() {
             batch_size: 100,
             create_backup: true,
             backup_location: here("backups/"),
-            backup_is_folder: true,
             validate_after_migration: true,
             cleanup_source: false,
             parallel_workers: 4,
@@ -96,7 +95,7 @@ fn an_empty_configuration_has_every_default() {
 }
 
 #[test]
-fn the_missions_json_store_in_one_file_works() {
+fn a_json_store_in_one_file_works() {
     let config = resolved(json!({ "storage": { "strategy": "json", "json_strategy": {
         "storage_type": "single_file", "base_path": "data", "filenames": { "single_file": "request_database.json" }
     }}}));
@@ -109,7 +108,7 @@ fn the_missions_json_store_in_one_file_works() {
 }
 
 #[test]
-fn the_missions_json_store_in_split_files_works() {
+fn a_json_store_in_split_files_works() {
     let filenames = json!({ "split_files": {
         "templates": "templates.json", "requests": "requests.json", "machines": "machines.json"
     }});
@@ -121,7 +120,7 @@ fn the_missions_json_store_in_split_files_works() {
 }
 
 #[test]
-fn the_missions_sqlite_store_works() {
+fn an_sqlite_store_works() {
     let config = resolved(json!({ "storage": { "strategy": "sql", "sql_strategy": {
         "type": "sqlite", "name": "request_database.db", "host": "", "port": 0,
         "pool_size": 5, "max_overflow": 10, "timeout": 30
@@ -149,7 +148,7 @@ fn postgresql() -> Value {
 }
 
 #[test]
-fn the_missions_postgresql_store_works() {
+fn a_postgresql_store_works() {
     let store = resolved(postgresql()).unwrap().store(None).unwrap();
     assert!(store.section.is_empty());
     let Some(SqlGrant::Postgresql { host, port, name, username, password, tls_mode, pool }) = store.grants.sql else {
@@ -165,7 +164,7 @@ fn the_missions_postgresql_store_works() {
 }
 
 #[test]
-fn the_missions_dynamodb_store_is_accepted_in_both_forms_of_auto_scaling() {
+fn a_dynamodb_store_is_accepted_in_both_forms_of_auto_scaling() {
     let storage = json!({ "strategy": "dynamodb", "dynamodb_strategy": {
         "region": "us-east-1", "profile": "production", "table_prefix": "hostfactory",
         "read_capacity": 5, "write_capacity": 5, "billing_mode": "PAY_PER_REQUEST"
@@ -189,7 +188,7 @@ fn the_missions_dynamodb_store_is_accepted_in_both_forms_of_auto_scaling() {
 }
 
 #[test]
-fn the_missions_shorter_examples_work_as_they_stand() {
+fn a_section_can_stand_at_the_top() {
     let config = resolved(json!({ "json_strategy": {
         "enable_compression": true, "cache_size": 1000, "write_buffer_size": 64000, "sync_writes": false
     }}));
@@ -218,18 +217,17 @@ fn the_missions_shorter_examples_work_as_they_stand() {
 }
 
 #[test]
-fn the_missions_migration_settings_work_with_a_folder_and_with_a_file() {
+fn migration_settings_work_with_a_folder_and_with_a_file() {
     let migration = json!({
         "batch_size": 100, "create_backup": true, "backup_location": "backups/",
         "validate_after_migration": true, "cleanup_source": false, "parallel_workers": 4
     });
     let settings = resolved(json!({ "migration": migration })).unwrap().migration;
-    assert!(settings.backup_is_folder);
+    assert_eq!(settings.backup_location, here("backups/"));
     let mut migration = migration;
     migration["backup_location"] = "backups/migration_backup_20250630.json".into();
     migration["batch_size"] = 50.into();
     let settings = resolved(json!({ "migration": migration })).unwrap().migration;
-    assert!(!settings.backup_is_folder);
     assert_eq!(settings.backup_location, here("backups/migration_backup_20250630.json"));
     assert_eq!(settings.batch_size, 50);
 }
@@ -327,7 +325,7 @@ fn a_value_that_cannot_be_is_told_with_its_key_and_its_rule() {
         (dynamodb(json!({ "read_capacity": 0 })), "`storage.dynamodb_strategy.read_capacity` must be at least 1"),
         (json!({ "migration": { "batch_size": 0 } }), "`migration.batch_size` must be at least 1"),
         (json!({ "migration": { "parallel_workers": 65 } }), "`migration.parallel_workers` must be at most 64"),
-        (json!({ "plugins": { "max_memory_mb": 1 } }), "`plugins.max_memory_mb` must be at least 16"),
+        (json!({ "plugins": { "memory_mb_max": 1 } }), "`plugins.memory_mb_max` must be at least 16"),
         (json!({ "storage": { "stores": { "a": {} } } }), "`storage.stores.a.strategy` is missing"),
         (json!({ "storage": { "grants": { "files": {} } } }), "`storage.grants.files.directory` is missing"),
     ] {
@@ -527,7 +525,7 @@ fn the_default_store_can_be_a_named_one() {
 }
 
 #[test]
-fn a_mission_strategy_without_a_section_has_its_defaults() {
+fn a_built_in_strategy_without_a_section_has_its_defaults() {
     let config = resolved(json!({ "storage": { "strategy": "json" } })).unwrap();
     let Some(SqlGrant::Sqlite { path, .. }) = config.store(Some("sql")).unwrap().grants.sql else { panic!() };
     assert_eq!(path, here("request_database.db"));
@@ -564,7 +562,7 @@ fn a_third_party_strategy_borrows_what_is_written() {
 }
 
 #[test]
-fn a_mission_strategy_borrows_what_its_section_says_and_nothing_else() {
+fn a_built_in_strategy_borrows_what_its_section_says_and_nothing_else() {
     let grants = json!({ "files": { "directory": "/srv" } });
     for value in [
         json!({ "storage": { "grants": grants } }),
@@ -651,7 +649,7 @@ fn a_file_is_loaded_and_a_missing_one_comes_with_advice() {
 // Collections.
 
 #[test]
-fn the_missions_collections_are_its_tables() {
+fn the_built_in_collections_are_their_tables() {
     let config = resolved(json!({})).unwrap();
     let sql = |collection: &Collection| {
         let columns = collection.fields.iter().map(|field| {

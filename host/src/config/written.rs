@@ -150,7 +150,7 @@ pub(super) struct JsonStrategy {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Filenames")]
     pub(super) filenames: Option<Filenames>,
-    /// Commits go to a journal beside the document and are folded in later. Without it, each commit replaces the document.
+    /// Whether commits may go to a journal beside the document. This version replaces the document with each commit, whatever is said here.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool", extend("default" = true))]
     pub(super) journal: Option<bool>,
@@ -162,9 +162,9 @@ pub(super) struct JsonStrategy {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u32", range(max = 10_000_000), extend("default" = 1000))]
     pub(super) cache_size: Option<u32>,
-    /// Bytes that the journal reaches, at least, before it is folded; it may grow to the size of the document.
+    /// Least number of bytes that a bulk load gathers before it writes the document. It gathers as much as the document is large, and at least 8 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "u32", range(min = 1, max = 1_073_741_824), extend("default" = 64_000))]
+    #[schemars(with = "u32", range(max = 1_073_741_824), extend("default" = 64_000))]
     pub(super) write_buffer_size: Option<u32>,
     /// A write is on the disk before it is acknowledged.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -174,9 +174,9 @@ pub(super) struct JsonStrategy {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool", extend("default" = true))]
     pub(super) backup_enabled: Option<bool>,
-    /// Backups that are kept.
+    /// Earlier documents that are kept; the oldest go first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "u32", range(min = 1, max = 10_000), extend("default" = 5))]
+    #[schemars(with = "u32", range(max = 10_000), extend("default" = 5))]
     pub(super) backup_count: Option<u32>,
 }
 
@@ -417,9 +417,9 @@ pub(super) struct Migration {
     /// Entities in one batch.
     #[schemars(range(min = 1, max = 100_000))]
     pub(super) batch_size: u32,
-    /// A backup is made before anything is written.
+    /// A backup of the source is made before anything is written.
     pub(super) create_backup: bool,
-    /// Where backups go, relative to the working directory: a folder, or a file where the name has an extension and is no folder.
+    /// Where backups go, relative to the working directory: a folder, or a file where the name ends in `.json`.
     #[schemars(length(min = 1))]
     pub(super) backup_location: String,
     /// Source and target are compared at the end.
@@ -454,19 +454,13 @@ pub(super) struct Plugins {
     pub(super) directory: Option<String>,
     /// Memory of one instance, in MiB: enough for a JSON store of 100 MB.
     #[schemars(range(min = 16, max = 4096))]
-    pub(super) max_memory_mb: u32,
+    pub(super) memory_mb_max: u32,
     /// Size of a component's file, in MiB: those from Python and JavaScript have 13 to 18.
     #[schemars(range(min = 1, max = 1024))]
-    pub(super) max_component_mb: u32,
-    /// Size of one answer of a plugin, in MiB: an entity has up to 16.
-    #[schemars(range(min = 20, max = 1024))]
-    pub(super) max_reply_mb: u32,
+    pub(super) component_mb_max: u32,
     /// Seconds that one call may take, what it waits for included: a large document takes its time to load.
     #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
     pub(super) call_timeout: f64,
-    /// Seconds from the begin of a transaction to its end; then it is rolled back, because others wait for its locks.
-    #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
-    pub(super) transaction_timeout: f64,
     /// Entities that the host reads to answer one query that no index answers.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub(super) max_scanned_entities: u32,
@@ -476,11 +470,9 @@ impl Default for Plugins {
     fn default() -> Self {
         Plugins {
             directory: None,
-            max_memory_mb: 1024,
-            max_component_mb: 64,
-            max_reply_mb: 128,
+            memory_mb_max: 1024,
+            component_mb_max: 64,
             call_timeout: 30.0,
-            transaction_timeout: 30.0,
             max_scanned_entities: 1_000_000,
         }
     }
@@ -505,7 +497,7 @@ pub(super) struct DeclaredCollection {
     #[serde(default)]
     #[schemars(extend("default" = "updated_at"))]
     pub(super) updated_at: Stamp,
-    /// Whether an entity that has no member for the time of the last write is given one. The mission's `machines` are not.
+    /// Whether an entity that has no member for the time of the last write is given one. `machines` are not, unless they are declared anew.
     #[serde(default = "yes")]
     pub(super) adds_updated_at: bool,
     /// Top-level members with a type, in the order of a table's columns. Entities may have others.
