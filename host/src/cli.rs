@@ -61,12 +61,16 @@ pub enum Command {
     Save(SaveArgs),
     /// Replace one stored entity as a whole.
     Update(UpdateArgs),
+    /// Change members of one stored entity, by JSON merge patch (RFC 7396).
+    Patch(UpdateArgs),
     /// Remove entities.
     Delete(DeleteArgs),
     /// Print the entities that a filter holds for.
     Query(QueryArgs),
     /// Count the entities that a filter holds for.
     Count(CountArgs),
+    /// Make many writes, all or nothing.
+    Apply(ApplyArgs),
     /// Print every entity of a store, one a line: {"collection": …, "entity": …}.
     Export(ExportArgs),
     /// Read what `export` printed; versions and times stay as they are.
@@ -220,7 +224,7 @@ fn parse_expectation(text: &str) -> Result<ExpectArg, String> {
     }
 }
 
-/// Arguments of `update`.
+/// Arguments of `update` and `patch`.
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
     /// Where it is.
@@ -230,9 +234,12 @@ pub struct UpdateArgs {
     /// A JSON object [default: standard input].
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
-    /// Update only this version.
+    /// Write only over this version.
     #[arg(long, value_name = "N")]
     pub expected_version: Option<u64>,
+    /// Write only where this holds for the stored entity (repeatable, as --filter of `query`).
+    #[arg(long = "if", value_name = "FILTER")]
+    pub condition: Vec<String>,
     /// The store.
     #[command(flatten)]
     pub store: StoreArg,
@@ -298,6 +305,18 @@ pub struct CountArgs {
     /// What must hold.
     #[command(flatten)]
     pub filter: FilterArgs,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// One write a line: {"op": "save|update|patch|delete", "collection": …, "id": …, "entity": …, "expected_version": …}
+    /// [default: standard input].
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
     /// The store.
     #[command(flatten)]
     pub store: StoreArg,

@@ -1,6 +1,7 @@
 //! The commands, one file each. A command takes its arguments as typed, does its work through a repository, and tells
 //! the printer what came of it.
 
+mod apply;
 mod config;
 mod count;
 mod delete;
@@ -9,6 +10,7 @@ mod get;
 mod import;
 mod input;
 mod migrate;
+mod patch;
 mod plugins;
 mod query;
 mod save;
@@ -85,9 +87,11 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<()> {
         Command::Get(args) => get::run(context, args).await,
         Command::Save(args) => save::run(context, args).await,
         Command::Update(args) => update::run(context, args).await,
+        Command::Patch(args) => patch::run(context, args).await,
         Command::Delete(args) => delete::run(context, args).await,
         Command::Query(args) => query::run(context, args).await,
         Command::Count(args) => count::run(context, args).await,
+        Command::Apply(args) => apply::run(context, args).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Import(args) => import::run(context, args).await,
         Command::Stores(command) => stores::run(context, command).await,
@@ -99,20 +103,25 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<()> {
 
 /// The conjunction of all that was said about a filter.
 fn filter_of(args: &FilterArgs) -> Result<Option<Filter>> {
-    let mut parts = Vec::new();
-    for expression in &args.filter {
-        parts.push(filter::parse_expression(expression)?);
-    }
+    let mut parts = conditions(&args.filter)?;
     if let Some(tree) = &args.filter_json {
         let tree = crate::model::json::parse(tree.as_bytes())
             .map_err(|error| Error::usage("--filter-json is not JSON").caused_by(error))?;
         parts.push(filter::parse_json(&tree)?);
     }
-    Ok(match parts.len() {
+    Ok(conjunction(parts))
+}
+
+fn conditions(expressions: &[String]) -> Result<Vec<Filter>> {
+    Ok(expressions.iter().map(|expression| filter::parse_expression(expression)).collect::<Result<_, _>>()?)
+}
+
+fn conjunction(mut parts: Vec<Filter>) -> Option<Filter> {
+    match parts.len() {
         0 => None,
         1 => parts.pop(),
         _ => Some(Filter::All(parts)),
-    })
+    }
 }
 
 /// "1 entity", "2 entities".

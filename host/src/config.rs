@@ -178,6 +178,8 @@ pub struct PluginSettings {
     pub component_bytes_max: u64,
     /// For one call, capabilities included.
     pub call_timeout: Duration,
+    /// From `begin` to the end of a transaction.
+    pub transaction_timeout: Duration,
     /// Entities the host reads to answer one query that no index answers.
     pub scanned_entities_max: u64,
 }

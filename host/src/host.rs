@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use wasmtime::Engine;
-
 use crate::capability::{self, Lent};
 use crate::config::{self, Config, Store};
 use crate::error::Result;
+use crate::plugin::engine::Engine;
 use crate::plugin::{self, Plugin};
 use crate::repository::{Limits, Repository};
 
@@ -64,6 +63,7 @@ impl Host {
         let limits = Limits {
             memory_bytes_max: usize::try_from(settings.memory_bytes_max).unwrap_or(usize::MAX),
             call_timeout: settings.call_timeout,
+            transaction_timeout: settings.transaction_timeout,
             scanned_entities_max: settings.scanned_entities_max,
         };
         let collections = self.config.collections().to_vec();

@@ -232,7 +232,9 @@ fn check_interfaces(engine: &Engine, component: &Component) -> Result<(Vec<Capab
 async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<Description> {
     let pre = capability::link_interfaces(engine, &Capability::ALL)
         .and_then(|linker| StrategyPre::new(linker.instantiate_pre(component)?))
-        .map_err(|error| Error::refused("its imports do not link").caused_by(instance::one_line(&format!("{error:#}"))))?;
+        .map_err(|error| {
+            Error::refused("its imports do not link").caused_by(instance::one_line(&format!("{error:#}")))
+        })?;
     let mut store = Store::new(engine, State::new(instance::DESCRIBE_MEMORY_BYTES_MAX, None, None));
     instance::arm(&mut store);
     let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {

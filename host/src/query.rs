@@ -2,11 +2,11 @@
 //! is left of the filter and sorts what is not sorted, in bounded memory.
 
 use larder_model::filter::Filter;
-use larder_model::{Entity, ErrorKind, Query, SortKey, order};
+use larder_model::{Entity, ErrorKind, Page, Query, SortKey, order};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::repository::{PAGE_BYTES_MAX, Repository};
+use crate::repository::{PAGE_BYTES_MAX, Repository, Transaction};
 
 /// Asked for at once where there is no smaller limit.
 const PAGE_ENTITIES: u32 = 1000;
@@ -37,9 +37,31 @@ pub struct Plan {
     pub scanned_entities: u64,
 }
 
+/// Who is asked.
+enum Source<'a> {
+    Repository(&'a Repository),
+    Transaction(&'a mut Transaction),
+}
+
+impl Source<'_> {
+    fn repository(&self) -> &Repository {
+        match self {
+            Source::Repository(repository) => repository,
+            Source::Transaction(transaction) => transaction.repository(),
+        }
+    }
+
+    async fn find(&mut self, collection: &str, query: &Query) -> Result<Page> {
+        match self {
+            Source::Repository(repository) => repository.find(collection, query).await,
+            Source::Transaction(transaction) => transaction.find(collection, query).await,
+        }
+    }
+}
+
 /// A query under way.
 pub struct Answer<'a> {
-    repository: &'a Repository,
+    source: Source<'a>,
     collection: String,
     select: Select,
     cursor: Option<Vec<u8>>,
@@ -51,15 +73,7 @@ pub struct Answer<'a> {
 impl Repository {
     /// Asks; the entities come with [`Answer::next`].
     pub fn query<'a>(&'a self, collection: &str, select: Select) -> Answer<'a> {
-        Answer {
-            repository: self,
-            collection: collection.into(),
-            cursor: None,
-            remaining: select.limit.unwrap_or(u64::MAX),
-            ended: select.limit == Some(0),
-            select,
-            plan: Plan::default(),
-        }
+        Answer::new(Source::Repository(self), collection, select)
     }
 
     /// How many entities the filter holds for.
@@ -76,7 +90,26 @@ impl Repository {
     }
 }
 
-impl Answer<'_> {
+impl Transaction {
+    /// Asks inside the transaction: its own writes are seen.
+    pub fn query<'a>(&'a mut self, collection: &str, select: Select) -> Answer<'a> {
+        Answer::new(Source::Transaction(self), collection, select)
+    }
+}
+
+impl<'a> Answer<'a> {
+    fn new(source: Source<'a>, collection: &str, select: Select) -> Answer<'a> {
+        Answer {
+            source,
+            collection: collection.into(),
+            cursor: None,
+            remaining: select.limit.unwrap_or(u64::MAX),
+            ended: select.limit == Some(0),
+            select,
+            plan: Plan::default(),
+        }
+    }
+
     /// How it was answered so far.
     pub fn plan(&self) -> &Plan {
         &self.plan
@@ -111,7 +144,6 @@ impl Answer<'_> {
 
     /// One page of the strategy's, with what it left of the filter applied, and whether it is in order.
     async fn page(&mut self) -> Result<(Vec<(Entity, Map<String, Value>)>, bool)> {
-        let definition = self.repository.collection(&self.collection)?;
         let query = Query {
             filter: self.select.filter.clone(),
             order_by: self.select.order_by.clone(),
@@ -120,7 +152,7 @@ impl Answer<'_> {
             index: self.select.index.clone(),
             cursor: self.cursor.take(),
         };
-        let page = self.repository.find(&self.collection, &query).await?;
+        let page = self.source.find(&self.collection, &query).await?;
         self.ended = page.next.is_none();
         self.cursor = page.next;
         self.plan.index_used = page.index_used;
@@ -129,7 +161,9 @@ impl Answer<'_> {
         let residual = self.select.filter.as_ref().filter(|_| !page.unapplied.is_empty());
         self.plan.filtered_by_host |= residual.is_some();
         let sorted = page.sorted || self.select.order_by.is_empty();
-        let bound = self.repository.limits().scanned_entities_max;
+        let repository = self.source.repository();
+        let definition = repository.collection(&self.collection)?;
+        let bound = repository.limits().scanned_entities_max;
         if (residual.is_some() || !sorted) && self.plan.scanned_entities > bound {
             return Err(Error::contract(
                 ErrorKind::LimitExceeded,
@@ -139,7 +173,7 @@ impl Answer<'_> {
         }
         let mut kept = Vec::with_capacity(page.entities.len());
         for entity in page.entities {
-            let (entity, fields) = self.repository.checked(definition, entity)?;
+            let (entity, fields) = repository.checked(definition, entity)?;
             if residual.is_none_or(|filter| filter.matches(&fields)) {
                 kept.push((entity, fields));
             }

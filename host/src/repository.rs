@@ -4,6 +4,8 @@
 //! believes nothing that comes back: ids must be the ones asked for, bodies must be JSON objects under their own key. What
 //! a strategy leaves of a query is filtered and sorted here ([`crate::query`]).
 
+mod transaction;
+
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -26,10 +28,12 @@ use crate::plugin::{Plugin, instance::one_line};
 /// Instances of one store that run side by side, where the strategy keeps no state in memory. Each may hold a page of
 /// entities; more of them than a database serves connections only wait in another place.
 const INSTANCES_MAX: usize = 32;
-/// Entities in one reply to `find`; a strategy may answer with fewer.
-const PAGE_ENTITIES_MAX: u32 = 1000;
+/// Times that a patch is tried again after somebody else changed the entity.
+const REWRITES_MAX: u32 = 16;
 /// Bytes of bodies in one reply: large enough that a crossing costs nothing beside its content.
 pub(crate) const PAGE_BYTES_MAX: u32 = 4 << 20;
+
+pub use transaction::Transaction;
 
 /// What a call may take.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +42,8 @@ pub struct Limits {
     pub memory_bytes_max: usize,
     /// From a call's start to its end, waiting for locks included.
     pub call_timeout: Duration,
+    /// From `begin` to the end of a transaction.
+    pub transaction_timeout: Duration,
     /// Entities that the host looks at to answer one query.
     pub scanned_entities_max: u64,
 }
@@ -240,6 +246,31 @@ impl Store {
     }
 }
 
+fn not_found(collection: &str, id: &str) -> Error {
+    Error::contract(ErrorKind::NotFound, format!("{collection} has no `{}`", one_line(id)))
+}
+
+/// The body of an entity after a merge patch.
+fn patched(stored: &Entity, patch: &Map<String, Value>) -> Result<Vec<u8>> {
+    let mut fields = larder_model::json::parse_object(&stored.body)?;
+    larder_model::json::merge(&mut fields, patch);
+    Ok(larder_model::json::to_vec(&fields))
+}
+
+/// What a stored entity becomes by a merge patch, and the version that it was made from.
+pub(crate) async fn merged(
+    repository: &Repository,
+    collection: &str,
+    id: &str,
+    patch: &Map<String, Value>,
+) -> Result<(Map<String, Value>, u64)> {
+    let found = repository.get(collection, &[id.to_owned()]).await?.remove(0);
+    let stored = found.ok_or_else(|| not_found(collection, id))?;
+    let mut fields = larder_model::json::parse_object(&stored.body)?;
+    larder_model::json::merge(&mut fields, patch);
+    Ok((fields, stored.version))
+}
+
 /// The error with its text made safe to print.
 fn clean(error: types::Error) -> larder_model::Error {
     let mut error = bindings::error_from(error);
@@ -305,11 +336,22 @@ impl Repository {
 
     /// One answer an id, in the order asked for; none where nothing is stored.
     pub async fn get(&self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
-        let definition = self.collection(collection)?;
+        self.collection(collection)?;
         for id in ids {
             entity::check_id(id)?;
         }
         let answers = call!(self.store, "get", |guest, store| guest.call_get(store, collection, ids));
+        self.check_answers(collection, ids, answers)
+    }
+
+    /// What a strategy answered to a get, if it can be true.
+    fn check_answers(
+        &self,
+        collection: &str,
+        ids: &[String],
+        answers: Vec<Option<types::Entity>>,
+    ) -> Result<Vec<Option<Entity>>> {
+        let definition = self.collection(collection)?;
         if answers.len() != ids.len() {
             return Err(self.store.misbehaved(format!("answers {} ids with {} entities", ids.len(), answers.len())));
         }
@@ -348,11 +390,16 @@ impl Repository {
 
     /// Saves an entity under the id in its key member: creates it, or replaces the whole of it.
     pub async fn save(&self, collection: &str, body: &[u8], expect: Expectation) -> Result<(String, Outcome)> {
+        let put = self.put(collection, body, expect)?;
+        Ok((put.id.clone(), self.write(Write::Put(put)).await?))
+    }
+
+    /// The write that a save is.
+    fn put(&self, collection: &str, body: &[u8], expect: Expectation) -> Result<Put> {
         let definition = self.collection(collection)?;
         let fields = entity::check(definition, None, body)?;
         let id = entity::key_of(definition, &fields)?.to_owned();
-        let put = Put { collection: collection.into(), id: id.clone(), body: body.to_vec(), expect };
-        Ok((id, self.write(Write::Put(put)).await?))
+        Ok(Put { collection: collection.into(), id, body: body.to_vec(), expect })
     }
 
     /// Replaces the whole of a stored entity; `not-found` where there is none.
@@ -361,6 +408,66 @@ impl Repository {
         entity::check(definition, Some(id), body)?;
         let expect = version.map_or(Expectation::Present, Expectation::Version);
         self.write(Write::Put(Put { collection: collection.into(), id: id.into(), body: body.to_vec(), expect })).await
+    }
+
+    /// Replaces the whole of a stored entity where the filter holds for it; `version-conflict` where it does not.
+    pub async fn update_if(
+        &self,
+        collection: &str,
+        id: &str,
+        body: &[u8],
+        version: Option<u64>,
+        condition: &Filter,
+    ) -> Result<Outcome> {
+        entity::check(self.collection(collection)?, Some(id), body)?;
+        self.rewrite(collection, id, version, Some(condition), |_| Ok(body.to_vec())).await
+    }
+
+    /// Changes members of a stored entity, by RFC 7396: a member that is null in the patch is removed, objects are merged, and
+    /// everything else replaces what is there.
+    pub async fn patch(
+        &self,
+        collection: &str,
+        id: &str,
+        patch: &Map<String, Value>,
+        version: Option<u64>,
+        condition: Option<&Filter>,
+    ) -> Result<Outcome> {
+        self.rewrite(collection, id, version, condition, |stored| patched(stored, patch)).await
+    }
+
+    /// Reads, evaluates, and writes against the version that was read; again after a conflict, unless a version was
+    /// asked for.
+    async fn rewrite(
+        &self,
+        collection: &str,
+        id: &str,
+        version: Option<u64>,
+        condition: Option<&Filter>,
+        body: impl Fn(&Entity) -> Result<Vec<u8>>,
+    ) -> Result<Outcome> {
+        let mut attempts = REWRITES_MAX;
+        loop {
+            let found = self.get(collection, &[id.to_owned()]).await?.remove(0);
+            let stored = found.ok_or_else(|| not_found(collection, id))?;
+            if let Some(condition) = condition
+                && !condition.matches(&larder_model::json::parse_object(&stored.body)?)
+            {
+                let error = larder_model::Error {
+                    current_version: Some(stored.version),
+                    ..larder_model::Error::new(
+                        ErrorKind::VersionConflict,
+                        format!("{collection} `{id}`: the condition does not hold for the stored entity"),
+                    )
+                };
+                return Err(error.into());
+            }
+            attempts -= 1;
+            match self.update(collection, id, &body(&stored)?, Some(version.unwrap_or(stored.version))).await {
+                Err(error) if error.is(ErrorKind::VersionConflict) && version.is_none() && attempts > 0 => {}
+                ended => return ended,
+            }
+        }
     }
 
     /// Removes an entity; the outcome says whether it was there.
@@ -400,24 +507,22 @@ impl Repository {
     pub(crate) async fn find(&self, collection: &str, query: &Query) -> Result<Page> {
         self.collection(collection)?;
         let nodes = filter::to_arena(query.filter.as_ref());
-        let wit = types::Query {
-            filter: bindings::filter_into(nodes.clone()),
-            order_by: query
-                .order_by
-                .iter()
-                .map(|key| types::SortKey { field: key.field.0.clone(), descending: key.descending })
-                .collect(),
-            limit: query.limit.clamp(1, PAGE_ENTITIES_MAX),
-            max_bytes: query.max_bytes,
-            index: query.index.clone(),
-            cursor: query.cursor.clone(),
-        };
+        let wit = bindings::query_into(query, &nodes);
         let page = call!(self.store, "find", |guest, store| guest.call_find(store, collection, &wit));
-        if page.entities.len() > wit.limit as usize {
-            return Err(self.store.misbehaved(format!("answers a page of {} with {}", wit.limit, page.entities.len())));
+        self.check_page(query, nodes.len(), page)
+    }
+
+    /// What a strategy answered to a find, if it can be true.
+    fn check_page(&self, query: &Query, nodes: usize, page: types::Page) -> Result<Page> {
+        if page.entities.len() > query.limit as usize {
+            return Err(self.store.misbehaved(format!(
+                "answers a page of {} with {}",
+                query.limit,
+                page.entities.len()
+            )));
         }
-        if let Some(node) = page.unapplied.iter().find(|node| **node as usize >= nodes.len()) {
-            return Err(self.store.misbehaved(format!("leaves node {node} of a filter that has {}", nodes.len())));
+        if let Some(node) = page.unapplied.iter().find(|node| **node as usize >= nodes) {
+            return Err(self.store.misbehaved(format!("leaves node {node} of a filter that has {nodes}")));
         }
         if page.next.is_some() && page.next == query.cursor {
             return Err(self.store.misbehaved("gives the same cursor again"));

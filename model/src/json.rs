@@ -212,6 +212,28 @@ pub fn to_vec(map: &Map<String, Value>) -> Vec<u8> {
     serde_json::to_vec(map).expect("text keys and a vector cannot fail")
 }
 
+/// RFC 7396: members that are null in `patch` are removed, objects are merged, everything else replaces what is there.
+pub fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
+    for (name, value) in patch {
+        match value {
+            Value::Null => {
+                target.shift_remove(name);
+            }
+            Value::Object(patch) => {
+                if !target.get(name).is_some_and(Value::is_object) {
+                    target.insert(name.clone(), Value::Object(Map::new()));
+                }
+                if let Some(Value::Object(inner)) = target.get_mut(name) {
+                    merge(inner, patch);
+                }
+            }
+            value => {
+                target.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
 /// Appends the form in which equal values have equal bytes: RFC 8785, that is without spaces, members sorted by UTF-16
 /// code units, the least escapes, but with numbers by [`number::canonical`], because they are exact and not doubles.
 pub fn write_canonical(value: &Value, out: &mut Vec<u8>) {
@@ -451,6 +473,24 @@ mod tests {
             write_canonical(&left, &mut c);
             write_canonical(&right, &mut d);
             assert_eq!(c == d, expected, "canonical {a} and {b}");
+        }
+    }
+
+    #[test]
+    fn a_merge_patch_does_what_rfc_7396_shows() {
+        for (target, patch, merged) in [
+            (r#"{"a":"b"}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
+            (r#"{"a":"b"}"#, r#"{"b":"c"}"#, r#"{"a":"b","b":"c"}"#),
+            (r#"{"a":"b","b":"c"}"#, r#"{"a":null}"#, r#"{"b":"c"}"#),
+            (r#"{"a":["b"]}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
+            (r#"{"a":{"b":"c"}}"#, r#"{"a":{"b":"d","c":null}}"#, r#"{"a":{"b":"d"}}"#),
+            (r#"{"a":[{"b":"c"}]}"#, r#"{"a":[1]}"#, r#"{"a":[1]}"#),
+            (r#"{"e":null}"#, r#"{"a":1}"#, r#"{"e":null,"a":1}"#),
+            (r#"{}"#, r#"{"a":{"bb":{"ccc":null}}}"#, r#"{"a":{"bb":{}}}"#),
+        ] {
+            let mut object = parse_object(target.as_bytes()).unwrap();
+            merge(&mut object, &parse_object(patch.as_bytes()).unwrap());
+            assert_eq!(String::from_utf8(to_vec(&object)).unwrap(), merged, "{target} patched with {patch}");
         }
     }
 }

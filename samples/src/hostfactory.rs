@@ -1,4 +1,4 @@
-//! 2,550 entities as a host factory on AWS writes them: most members have no column in the mission's tables, many are
+//! 2,550 entities as a host factory on AWS writes them: most members have no column in the built-in tables, many are
 //! null, some are nested, a name is not ASCII, times end in `Z` here and in `+00:00` there, versions start at 0, and
 //! return requests name a template that does not exist. The strict tables refuse this document; the relaxed ones keep
 //! all of it.

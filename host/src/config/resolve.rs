@@ -123,6 +123,7 @@ fn plugins(written: &written::Plugins, base_dir: &Path) -> Result<PluginSettings
         memory_bytes_max: u64::from(written.memory_mb_max) * MIB,
         component_bytes_max: u64::from(written.component_mb_max) * MIB,
         call_timeout: Duration::from_secs_f64(written.call_timeout),
+        transaction_timeout: Duration::from_secs_f64(written.transaction_timeout),
         scanned_entities_max: written.max_scanned_entities.into(),
     })
 }

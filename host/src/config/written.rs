@@ -461,6 +461,9 @@ pub(super) struct Plugins {
     /// Seconds that one call may take, what it waits for included: a large document takes its time to load.
     #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
     pub(super) call_timeout: f64,
+    /// Seconds from the beginning of a transaction to its end; after that it is rolled back.
+    #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
+    pub(super) transaction_timeout: f64,
     /// Entities that the host reads to answer one query that no index answers.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub(super) max_scanned_entities: u32,
@@ -473,6 +476,7 @@ impl Default for Plugins {
             memory_mb_max: 1024,
             component_mb_max: 64,
             call_timeout: 30.0,
+            transaction_timeout: 30.0,
             max_scanned_entities: 1_000_000,
         }
     }

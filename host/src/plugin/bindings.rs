@@ -164,6 +164,29 @@ pub(crate) fn filter_into(nodes: Vec<Node>) -> types::Filter {
     nodes.into_iter().map(node_into).collect()
 }
 
+pub(crate) fn query_into(query: &model::Query, nodes: &[Node]) -> types::Query {
+    types::Query {
+        filter: filter_into(nodes.to_vec()),
+        order_by: query
+            .order_by
+            .iter()
+            .map(|key| types::SortKey { field: key.field.0.clone(), descending: key.descending })
+            .collect(),
+        limit: query.limit,
+        max_bytes: query.max_bytes,
+        index: query.index.clone(),
+        cursor: query.cursor.clone(),
+    }
+}
+
+pub(crate) fn isolation_into(isolation: model::Isolation) -> types::Isolation {
+    match isolation {
+        model::Isolation::ReadCommitted => types::Isolation::ReadCommitted,
+        model::Isolation::RepeatableRead => types::Isolation::RepeatableRead,
+        model::Isolation::Serializable => types::Isolation::Serializable,
+    }
+}
+
 fn isolation_from(isolation: types::Isolation) -> model::Isolation {
     match isolation {
         types::Isolation::ReadCommitted => model::Isolation::ReadCommitted,

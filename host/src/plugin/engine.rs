@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use wasmtime::{Cache, CacheConfig, Config, Engine};
+pub(crate) use wasmtime::Engine;
+use wasmtime::{Cache, CacheConfig, Config};
 
 use crate::error::{Error, Result};
 

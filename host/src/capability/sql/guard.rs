@@ -157,9 +157,8 @@ pub(super) fn check(handle: NonNull<ffi::sqlite3>, text: &str) -> Result<Checked
     let checked = compile(handle, text);
     CHECKING.set(false);
     match (checked, DENIED.take()) {
-        (Err(Refusal::Sqlite(code, _)), Some(denied)) if code & 0xff == ffi::SQLITE_AUTH => {
-            Err(Refusal::Denied(denied))
-        }
+        // Whatever code SQLite has for it: a denied function is an ordinary error.
+        (Err(Refusal::Sqlite(..)), Some(denied)) => Err(Refusal::Denied(denied)),
         (checked, _) => checked,
     }
 }

@@ -329,11 +329,11 @@ async fn one_statement_does_not_take_all_memory() {
 
 #[tokio::test]
 async fn writers_side_by_side_all_get_their_turn() {
-    let (_directory, database) = with_table().await;
+    let (directory, _) = with_table().await;
     let database = Database::open_sqlite(SqliteSettings {
         timeout: Duration::from_secs(20),
         pool_timeout: Duration::from_secs(20),
-        ..settings(&_directory.path().join("test.db"))
+        ..settings(&directory.path().join("test.db"))
     });
     run(&database, "INSERT INTO t (id, n) VALUES ('counter', 0)").await.unwrap();
     let tasks: Vec<_> = (0..8)

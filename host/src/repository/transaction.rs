@@ -1,0 +1,246 @@
+//! Several reads and writes that happen as one.
+//!
+//! A transaction keeps the instance it began on. On a store whose strategy keeps state in memory it is the only
+//! instance, so that other calls wait until the transaction ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_model::{
+    Entity, ErrorKind, Expectation, Isolation, Outcome, Page, Put, Query, Removal, Write, entity, filter,
+};
+use serde_json::{Map, Value};
+use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use wasmtime::component::ResourceAny;
+
+use super::{Lease, Repository, Store, clean};
+use crate::error::{Error, Result};
+use crate::plugin::bindings::{self, types};
+use crate::plugin::instance;
+
+/// A transaction under way. Dropped without [`Transaction::commit`], or past its deadline, it is rolled back.
+pub struct Transaction {
+    repository: Repository,
+    open: Arc<Mutex<Option<Open>>>,
+    watchdog: AbortHandle,
+}
+
+/// Dropped, it takes the instance along, and with it everything that the transaction held.
+struct Open {
+    lease: Lease,
+    resource: ResourceAny,
+}
+
+/// Calls a method of the open transaction. A macro for the reason that `call!` is one.
+macro_rules! within {
+    ($transaction:expr, $operation:literal, |$guest:ident, $context:ident, $resource:ident| $call:expr) => {{
+        let store: &Store = &$transaction.repository.store;
+        let mut slot = $transaction.open.lock().await;
+        let Some(open) = slot.as_mut() else { return Err(expired(store)) };
+        let ended = {
+            let $resource = open.resource;
+            let (guest, $context) = open.lease.instance.parts();
+            let $guest = guest.transaction();
+            tokio::time::timeout(store.limits.call_timeout, $call).await
+        };
+        match ended {
+            Ok(Ok(Ok(value))) => value,
+            Ok(Ok(Err(error))) => return Err(clean(error).into()),
+            Ok(Err(error)) => {
+                let error = instance::trapped(&store.plugin.name, $operation, &error, open.lease.instance.store.data());
+                *slot = None;
+                return Err(error);
+            }
+            Err(_) => {
+                *slot = None;
+                return Err(instance::overran(&store.plugin.name, $operation, store.limits.call_timeout));
+            }
+        }
+    }};
+}
+
+fn expired(store: &Store) -> Error {
+    let seconds = store.limits.transaction_timeout.as_secs();
+    Error::contract(ErrorKind::Timeout, format!("the transaction was rolled back after {seconds} s, or by an error"))
+        .hint("begin again; `plugins.transaction_timeout` is its time")
+}
+
+impl Repository {
+    /// Begins a transaction. `isolation` asks for at least that level; none for the strategy's own.
+    pub async fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
+        let store: &Store = &self.store;
+        let isolation = isolation.map(bindings::isolation_into);
+        let deadline = Instant::now() + store.limits.call_timeout;
+        let mut waited = None;
+        loop {
+            let mut lease = store.lease(deadline).await?;
+            let ended = {
+                let (guest, context) = lease.instance.parts();
+                tokio::time::timeout_at(deadline, guest.call_begin(context, isolation, read_only)).await
+            };
+            drop(waited.take());
+            match ended {
+                Ok(Ok(Ok(resource))) => {
+                    return Ok(Transaction::new(self.clone(), Open { lease, resource }));
+                }
+                Ok(Ok(Err(error))) if matches!(error.kind, types::ErrorKind::Busy) => {
+                    store.release(lease);
+                    waited = Some(store.wait_for_lock(deadline).await?);
+                }
+                Ok(Ok(Err(error))) => {
+                    store.release(lease);
+                    return Err(clean(error).into());
+                }
+                Ok(Err(error)) => {
+                    let state = lease.instance.store.data();
+                    return Err(instance::trapped(&store.plugin.name, "begin", &error, state));
+                }
+                Err(_) => return Err(instance::overran(&store.plugin.name, "begin", store.limits.call_timeout)),
+            }
+        }
+    }
+}
+
+impl Transaction {
+    fn new(repository: Repository, open: Open) -> Transaction {
+        let timeout: Duration = repository.store.limits.transaction_timeout;
+        let open = Arc::new(Mutex::new(Some(open)));
+        let watched = open.clone();
+        let watchdog = tokio::spawn(async move {
+            tokio::time::sleep(timeout).await;
+            // A call under way ends first: it has a deadline of its own.
+            watched.lock().await.take();
+        });
+        Transaction { repository, open, watchdog: watchdog.abort_handle() }
+    }
+
+    /// The store it is a transaction of.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// One answer an id, in the order asked for. `for_update` keeps others from changing the entities until the end.
+    pub async fn get(&mut self, collection: &str, ids: &[String], for_update: bool) -> Result<Vec<Option<Entity>>> {
+        self.repository.collection(collection)?;
+        for id in ids {
+            entity::check_id(id)?;
+        }
+        let answers = within!(self, "transaction get", |guest, context, resource| guest
+            .call_get(context, resource, collection, ids, for_update));
+        self.repository.check_answers(collection, ids, answers)
+    }
+
+    /// One page of what the strategy makes of a query.
+    pub(crate) async fn find(&mut self, collection: &str, query: &Query) -> Result<Page> {
+        self.repository.collection(collection)?;
+        let nodes = filter::to_arena(query.filter.as_ref());
+        let wit = bindings::query_into(query, &nodes);
+        let page = within!(self, "transaction find", |guest, context, resource| guest
+            .call_find(context, resource, collection, &wit));
+        self.repository.check_page(query, nodes.len(), page)
+    }
+
+    /// Many writes at once. After an error the transaction can only be rolled back.
+    pub async fn apply(&mut self, writes: Vec<Write>) -> Result<Vec<Outcome>> {
+        let count = writes.len();
+        let writes: Vec<_> = writes.into_iter().map(bindings::write_into).collect();
+        let now = crate::clock::now();
+        let outcomes = within!(self, "transaction apply", |guest, context, resource| guest
+            .call_apply(context, resource, &writes, &now));
+        if outcomes.len() != count {
+            let what = format!("answers {count} writes with {} outcomes", outcomes.len());
+            return Err(self.repository.store.misbehaved(what));
+        }
+        Ok(outcomes.into_iter().map(bindings::outcome_from).collect())
+    }
+
+    async fn write(&mut self, write: Write) -> Result<Outcome> {
+        Ok(self.apply(vec![write]).await?.remove(0))
+    }
+
+    /// Saves an entity under the id in its key member.
+    pub async fn save(&mut self, collection: &str, body: &[u8], expect: Expectation) -> Result<(String, Outcome)> {
+        let put = self.repository.put(collection, body, expect)?;
+        Ok((put.id.clone(), self.write(Write::Put(put)).await?))
+    }
+
+    /// Replaces the whole of a stored entity.
+    pub async fn update(&mut self, collection: &str, id: &str, body: &[u8], version: Option<u64>) -> Result<Outcome> {
+        entity::check(self.repository.collection(collection)?, Some(id), body)?;
+        let expect = version.map_or(Expectation::Present, Expectation::Version);
+        self.write(Write::Put(Put { collection: collection.into(), id: id.into(), body: body.to_vec(), expect })).await
+    }
+
+    /// Changes members of a stored entity, by RFC 7396, under a lock.
+    pub async fn patch(&mut self, collection: &str, id: &str, patch: &Map<String, Value>) -> Result<Outcome> {
+        let found = self.get(collection, &[id.to_owned()], true).await?.remove(0);
+        let stored = found.ok_or_else(|| super::not_found(collection, id))?;
+        let body = super::patched(&stored, patch)?;
+        self.update(collection, id, &body, Some(stored.version)).await
+    }
+
+    /// Removes an entity; the outcome says whether it was there.
+    pub async fn delete(&mut self, collection: &str, id: &str, version: Option<u64>) -> Result<Outcome> {
+        self.repository.collection(collection)?;
+        entity::check_id(id)?;
+        let expect = version.map_or(Expectation::Any, Expectation::Version);
+        self.write(Write::Remove(Removal { collection: collection.into(), id: id.into(), expect })).await
+    }
+
+    /// Makes everything that was written visible and durable, at once.
+    ///
+    /// # Errors
+    /// Whatever keeps it from happening: then nothing of it happened, unless the error says that the outcome is unknown.
+    pub async fn commit(self) -> Result<()> {
+        self.end(true).await
+    }
+
+    /// Undoes everything that was written.
+    pub async fn rollback(self) -> Result<()> {
+        self.end(false).await
+    }
+
+    async fn end(self, commit: bool) -> Result<()> {
+        let store: &Store = &self.repository.store;
+        let Some(mut open) = self.open.lock().await.take() else { return Err(expired(store)) };
+        let operation = if commit { "commit" } else { "rollback" };
+        let ended = {
+            let (guest, context) = open.lease.instance.parts();
+            let guest = guest.transaction();
+            let timeout = store.limits.call_timeout;
+            if commit {
+                tokio::time::timeout(timeout, guest.call_commit(context, open.resource)).await
+            } else {
+                tokio::time::timeout(timeout, guest.call_rollback(context, open.resource)).await
+            }
+        };
+        match ended {
+            Ok(Ok(answer)) => {
+                store.release(open.lease);
+                answer.map_err(clean)?;
+                if commit && store.plugin.description.features.deferred_sync {
+                    self.repository.flush().await?;
+                }
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                Err(instance::trapped(&store.plugin.name, operation, &error, open.lease.instance.store.data()))
+            }
+            Err(_) => Err(instance::overran(&store.plugin.name, operation, store.limits.call_timeout)),
+        }
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        self.watchdog.abort();
+    }
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transaction").field("repository", &self.repository).finish_non_exhaustive()
+    }
+}
