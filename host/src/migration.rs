@@ -348,37 +348,32 @@ impl Migration<'_> {
         while let Some(page) = pages.recv().await {
             let page = page?;
             let count = page.len() as u64;
-            let mut sound = Vec::with_capacity(page.len());
-            for entity in page {
-                self.reports[position].read += 1;
-                match self.source.checked(&collection, entity.clone()) {
-                    Ok((entity, fields)) => {
-                        self.reports[position].source_digest.add(&entity.id, &fields);
-                        ids.look(&collection, &entity.id, &fields, broken);
-                        sound.push((entity, fields));
+            // The host and the target look at the same page side by side.
+            let judged = self.target.validate(&collection.name, page.clone());
+            let looked = look_at(self.source.clone(), collection.clone(), page);
+            let (violations, looked) = tokio::join!(judged, looked);
+            let Looked { entities, digest } = looked?;
+            self.reports[position].read += count;
+            self.reports[position].source_digest.merge(&digest);
+            for violation in violations? {
+                let (id, found) = &entities[violation.entity as usize];
+                // What is no entity at all breaks that rule, and no other.
+                if found.is_ok() {
+                    broken.add(violation.rule, &collection.name, id);
+                }
+            }
+            let mut sound = Vec::with_capacity(entities.len());
+            for (id, found) in entities {
+                match found {
+                    Ok(fields) => {
+                        ids.look(&collection, &id, &fields, broken);
+                        sound.push((id, fields));
                     }
-                    Err(error) => {
-                        // The reason without the entity's name is the rule.
-                        let rule = match error.causes.first() {
-                            Some(cause) => {
-                                format!("{}: not a valid entity: {}", collection.name, without_position(cause))
-                            }
-                            None => format!(
-                                "{}: an entity's `{}` is the name it is stored under",
-                                collection.name, collection.key
-                            ),
-                        };
-                        broken.add(rule, &collection.name, &entity.id);
-                    }
+                    Err(rule) => broken.add(rule, &collection.name, &id),
                 }
             }
             if occupied && self.options.existing == Existing::Fail {
                 self.compare_existing(&collection, &sound, broken).await?;
-            }
-            let (entities, names): (Vec<Entity>, Vec<String>) =
-                sound.into_iter().map(|(entity, _)| (entity.clone(), entity.id)).unzip();
-            for violation in self.target.validate(&collection.name, entities).await? {
-                broken.add(violation.rule, &collection.name, &names[violation.entity as usize]);
             }
             self.tell(Event::Advanced { step: Step::Validate, collection: collection.name.clone(), entities: count });
         }
@@ -389,16 +384,16 @@ impl Migration<'_> {
     async fn compare_existing(
         &self,
         collection: &Collection,
-        entities: &[(Entity, Map<String, Value>)],
+        entities: &[(String, Map<String, Value>)],
         broken: &mut BrokenRules,
     ) -> Result<()> {
-        let names: Vec<String> = entities.iter().map(|(entity, _)| entity.id.clone()).collect();
+        let names: Vec<String> = entities.iter().map(|(id, _)| id.clone()).collect();
         let stored = self.target.get(&collection.name, &names).await?;
-        for ((entity, fields), stored) in entities.iter().zip(stored) {
+        for ((id, fields), stored) in entities.iter().zip(stored) {
             let Some(stored) = stored else { continue };
             if !json::equal_objects(fields, &json::parse_object(&stored.body)?) {
                 let rule = format!("{}: the target holds the entity with other content", collection.name);
-                broken.add(rule, &collection.name, &entity.id);
+                broken.add(rule, &collection.name, id);
             }
         }
         Ok(())
@@ -560,6 +555,39 @@ impl Migration<'_> {
         self.ended(Step::CleanUp, since, format!("{removed} entities removed from the source"));
         Ok(())
     }
+}
+
+/// A page of the source as the host sees it.
+struct Looked {
+    /// The fields of each entity, or the rule that it breaks by being none.
+    entities: Vec<(String, std::result::Result<Map<String, Value>, String>)>,
+    digest: Digest,
+}
+
+/// Parses, checks and digests a page on another thread.
+async fn look_at(source: Repository, collection: Collection, page: Vec<Entity>) -> Result<Looked> {
+    let looked = tokio::task::spawn_blocking(move || {
+        let mut looked = Looked { entities: Vec::with_capacity(page.len()), digest: Digest::default() };
+        for entity in page {
+            let id = entity.id.clone();
+            let found = match source.checked(&collection, entity) {
+                Ok((_, fields)) => {
+                    looked.digest.add(&id, &fields);
+                    Ok(fields)
+                }
+                // The reason without the entity's name is the rule.
+                Err(error) => Err(match error.causes.first() {
+                    Some(cause) => format!("{}: not a valid entity: {}", collection.name, without_position(cause)),
+                    None => {
+                        format!("{}: an entity's `{}` is the name it is stored under", collection.name, collection.key)
+                    }
+                }),
+            };
+            looked.entities.push((id, found));
+        }
+        looked
+    });
+    looked.await.map_err(|error| Error::contract(ErrorKind::Internal, "cannot look at a page").caused_by(error))
 }
 
 fn source_changed(collection: &str, before: u64, now: u64) -> Error {

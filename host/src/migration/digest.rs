@@ -35,10 +35,18 @@ impl Digest {
         hasher.update(id);
         hasher.update(&canonical);
         let hash = hasher.finalize();
-        self.count += 1;
+        let mut term = Digest { count: 1, sum: [0; 4] };
+        for (word, bytes) in term.sum.iter_mut().zip(hash.chunks_exact(8)) {
+            *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        }
+        self.merge(&term);
+    }
+
+    /// Adds what was added to another digest.
+    pub fn merge(&mut self, other: &Digest) {
+        self.count += other.count;
         let mut carry = false;
-        for (word, bytes) in self.sum.iter_mut().zip(hash.chunks_exact(8)) {
-            let term = bytes.iter().rev().fold(0u64, |term, byte| term << 8 | u64::from(*byte));
+        for (word, term) in self.sum.iter_mut().zip(other.sum) {
             let (sum, first) = word.overflowing_add(term);
             let (sum, second) = sum.overflowing_add(u64::from(carry));
             (*word, carry) = (sum, first || second);
