@@ -6,6 +6,8 @@ use std::process::{Command, Output, Stdio};
 use larder::config::Config;
 use larder::host::Host;
 use larder::repository::Repository;
+use serde_json::{Map, Value};
+use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 
 fn built(variable: &str) -> PathBuf {
@@ -28,6 +30,25 @@ pub fn guests() -> PathBuf {
 /// The program.
 pub fn program() -> PathBuf {
     built("LARDER_TEST_BIN")
+}
+
+/// The members of a JSON object, every digit kept.
+#[track_caller]
+pub fn object(text: impl AsRef<[u8]>) -> Map<String, Value> {
+    larder_model::json::parse_object(text.as_ref())
+        .unwrap_or_else(|error| panic!("{error} in {}", String::from_utf8_lossy(text.as_ref())))
+}
+
+/// Whether two texts are the same JSON object, by the exact value of each number.
+#[track_caller]
+pub fn assert_same_object(found: impl AsRef<[u8]>, expected: impl AsRef<[u8]>) {
+    let (found, expected) = (found.as_ref(), expected.as_ref());
+    assert!(
+        larder_model::json::equal_objects(&object(found), &object(expected)),
+        "found    {}\nexpected {}",
+        String::from_utf8_lossy(found),
+        String::from_utf8_lossy(expected)
+    );
 }
 
 /// A working folder with a configuration; removed at the end of the test.
@@ -58,6 +79,27 @@ impl Folder {
     /// Reads a file in it.
     pub fn read(&self, path: &str) -> String {
         std::fs::read_to_string(self.path().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// The names of what lies in one of its folders, sorted; none where the folder is not there.
+    pub fn names(&self, path: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.path().join(path)) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
+        names.sort();
+        names
+    }
+
+    /// Whether there is such a file or folder in it.
+    pub fn has(&self, path: &str) -> bool {
+        self.path().join(path).exists()
+    }
+
+    /// A connection of the test's own to an SQLite database in it, as another program would open one.
+    pub async fn sqlite(&self, path: &str) -> SqliteConnection {
+        let path = self.path().join(path);
+        assert!(path.is_file(), "there is no database {}", path.display());
+        SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.expect("a database")
     }
 
     /// A host for its configuration, with the shipped plugins.
@@ -98,11 +140,7 @@ impl Folder {
     /// The program, to be run in it.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
-        command
-            .current_dir(self.path())
-            .args(arguments)
-            .env_remove("LARDER_CONFIG")
-            .env("LARDER_PLUGINS", plugins());
+        command.current_dir(self.path()).args(arguments).env_remove("LARDER_CONFIG").env("LARDER_PLUGINS", plugins());
         command
     }
 }
