@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::import::existing;
@@ -95,11 +95,14 @@ impl Progress {
 
 fn bar(step: Step, entities: Option<u64>) -> ProgressBar {
     let (bar, template) = match entities {
-        Some(entities) => (ProgressBar::new(entities), "{prefix:<9} {bar:30} {pos}/{len} {msg} {per_sec} {eta} left"),
-        None => (ProgressBar::new_spinner(), "{prefix:<9} {spinner} {pos} {msg} {per_sec}"),
+        Some(entities) => (ProgressBar::new(entities), "{prefix:<9} {bar:30} {pos}/{len} {msg} {rate} {eta} left"),
+        None => (ProgressBar::new_spinner(), "{prefix:<9} {spinner} {pos} {msg} {rate}"),
     };
-    // The templates are constants, and a test draws them.
+    // The templates are constants.
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = style.with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = write!(out, "{:.0}/s", state.per_sec());
+    });
     bar.with_style(style).with_prefix(step.name())
 }
 
