@@ -216,7 +216,7 @@ unsafe extern "C" fn authorize(
     action: c_int,
     first: *const c_char,
     second: *const c_char,
-    _database: *const c_char,
+    database: *const c_char,
     _trigger: *const c_char,
 ) -> c_int {
     let text = |text: *const c_char| match text.is_null() {
@@ -224,7 +224,7 @@ unsafe extern "C" fn authorize(
         // SAFETY: not null, so SQLite's own text.
         false => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
     };
-    match judge(action, || text(first), || text(second)) {
+    match judge(action, || text(first), || text(second), || text(database)) {
         Ok(()) => ffi::SQLITE_OK,
         Err(denied) => {
             DENIED.set(Some(denied));
@@ -234,7 +234,12 @@ unsafe extern "C" fn authorize(
 }
 
 /// Whether a statement may do this; the texts mean what SQLite's documentation of the action says.
-fn judge(action: c_int, first: impl Fn() -> String, second: impl Fn() -> String) -> Result<(), String> {
+fn judge(
+    action: c_int,
+    first: impl Fn() -> String,
+    second: impl Fn() -> String,
+    database: impl Fn() -> String,
+) -> Result<(), String> {
     let checking = CHECKING.get();
     let is = |list: &[&str], name: &str| list.iter().any(|entry| entry.eq_ignore_ascii_case(name));
     match action {
@@ -257,6 +262,10 @@ fn judge(action: c_int, first: impl Fn() -> String, second: impl Fn() -> String)
             name => Err(format!("the pragma {name}")),
         },
         ffi::SQLITE_TRANSACTION if !checking => Ok(()),
+        // `CREATE TABLE temp.t` is for SQLite no temporary table, except that it stands among them.
+        ffi::SQLITE_CREATE_TABLE | ffi::SQLITE_CREATE_INDEX if database().eq_ignore_ascii_case("temp") => {
+            Err("temporary tables".to_owned())
+        }
         ffi::SQLITE_SELECT
         | ffi::SQLITE_RECURSIVE
         | ffi::SQLITE_CREATE_TABLE
