@@ -131,7 +131,7 @@ impl Store {
         let late = || {
             Error::contract(
                 ErrorKind::Timeout,
-                format!("store `{}` was busy for {} s", self.name, self.limits.call_timeout.as_secs()),
+                format!("store `{}` was busy for {} s", self.name, self.limits.call_timeout.as_secs_f64()),
             )
         };
         match &self.seats {

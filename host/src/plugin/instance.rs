@@ -109,7 +109,11 @@ pub(crate) fn trapped(plugin: &str, operation: &str, error: &wasmtime::Error, st
     if let Some(bytes) = state.limits.memory_refused_bytes {
         let message = format!("plugin `{plugin}` ran out of memory in {operation}");
         return Error { retry, ..Error::new(Kind::Trap, message) }
-            .caused_by(format!("it wanted {} MiB", bytes.div_ceil(1 << 20)))
+            .caused_by(format!(
+                "it wanted {} MiB and may have {} MiB",
+                bytes.div_ceil(1 << 20),
+                state.limits.memory_bytes_max >> 20
+            ))
             .hint("raise `plugins.memory_mb_max` in the configuration if the data needs it");
     }
     let reason = match error.downcast_ref::<Trap>() {
@@ -117,7 +121,9 @@ pub(crate) fn trapped(plugin: &str, operation: &str, error: &wasmtime::Error, st
         None => error.root_cause().to_string(),
     };
     let message = format!("plugin `{plugin}` trapped in {operation}");
-    let trap = Error { retry, ..Error::new(Kind::Trap, message) }.caused_by(one_line(&reason));
+    let trap = Error { retry, ..Error::new(Kind::Trap, message) }
+        .caused_by(one_line(&reason))
+        .hint("this is a fault of the plugin: tell its author, or use another version of it");
     match state.log.last_line() {
         Some(line) => trap.caused_by(line),
         None => trap,
@@ -126,7 +132,7 @@ pub(crate) fn trapped(plugin: &str, operation: &str, error: &wasmtime::Error, st
 
 /// The error of a call that did not end in time. Its instance is not used again.
 pub(crate) fn overran(plugin: &str, operation: &str, deadline: Duration) -> Error {
-    let message = format!("plugin `{plugin}` did not end {operation} within {} s", deadline.as_secs());
+    let message = format!("plugin `{plugin}` did not end {operation} within {} s", deadline.as_secs_f64());
     Error { retry: retry_of(operation), ..Error::contract(ErrorKind::Timeout, message) }
         .hint("raise `plugins.call_timeout` in the configuration if the data needs it")
 }

@@ -10,7 +10,7 @@ const INSTANCES_MAX: usize = 200;
 /// Counts the memory of one instance, over all of its linear memories.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    memory_bytes_max: usize,
+    pub(crate) memory_bytes_max: usize,
     memory_bytes: usize,
     /// The size that was asked for when the bound was hit, so that the trap that follows can be explained.
     pub(crate) memory_refused_bytes: Option<usize>,

@@ -62,7 +62,7 @@ macro_rules! within {
 }
 
 fn expired(store: &Store) -> Error {
-    let seconds = store.limits.transaction_timeout.as_secs();
+    let seconds = store.limits.transaction_timeout.as_secs_f64();
     Error::contract(ErrorKind::Timeout, format!("the transaction was rolled back after {seconds} s, or by an error"))
         .hint("begin again; `plugins.transaction_timeout` is its time")
 }
