@@ -1,1 +1,322 @@
-//! A strategy from outside the project: one file an entity.
+//! A whole strategy as somebody outside the project would write it: one file an entity, `<collection>/<hex of id>.json`.
+//!
+//! It declares no feature, applies no filter and sorts nothing: what a strategy leaves, the host does. Tests drop it into
+//! a plugins directory beside the shipped ones, and the host knows it by its file alone.
+
+use larder_guest::{Files, LockMode, Strategy};
+use larder_model::{
+    Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Features, Isolation, Loaded, Opened, Outcome,
+    Page, Query, Result, Violation, Write, entity, filter::Filter, json,
+};
+use serde_json::{Map, Value};
+
+/// The largest body.
+const ENTITY_BYTES_MAX: u32 = 1 << 20;
+/// The longest id: its hexadecimal digits are part of a file name, which has at most 255 bytes.
+const ID_BYTES_MAX: usize = 100;
+/// What `files.entries` lists at most: a list as long as this may have been cut.
+const ENTRIES_MAX: usize = 10_000;
+/// Held while an entity is read, compared and replaced.
+const LOCK: &str = "shelf.lock";
+
+#[cfg(target_family = "wasm")]
+larder_guest::export_strategy!(crate::Shelf<larder_guest::HostFiles>);
+
+/// An open store. Nothing is kept in memory: several of these serve one directory.
+pub struct Shelf<F> {
+    files: F,
+    collections: Vec<Collection>,
+    extension: String,
+}
+
+impl<F: Files> Shelf<F> {
+    fn collection(&self, name: &str) -> Result<&Collection> {
+        let found = self.collections.iter().find(|collection| collection.name == name);
+        found.ok_or_else(|| Error::invalid(format!("there is no collection {name:?}")))
+    }
+
+    fn path(&self, collection: &str, id: &str) -> String {
+        let digits: String = id.bytes().map(|byte| format!("{byte:02x}")).collect();
+        format!("{collection}/{digits}.{}", self.extension)
+    }
+
+    /// The id that a file is named after; none for files of others.
+    fn id(&self, path: &str) -> Option<String> {
+        let (_, name) = path.rsplit_once('/')?;
+        let digits = name.strip_suffix(&self.extension)?.strip_suffix('.')?;
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
+        String::from_utf8(bytes?).ok()
+    }
+
+    /// The ids that are stored, sorted by their file's name, from the one behind `after` on.
+    fn ids(&self, collection: &str, after: Option<&[u8]>) -> Result<Vec<String>> {
+        self.collection(collection)?;
+        let entries = self.files.entries(&format!("{collection}/"))?;
+        if entries.len() >= ENTRIES_MAX {
+            let message = format!("{collection}: a shelf holds fewer than {ENTRIES_MAX} entities of a collection");
+            return Err(Error::new(ErrorKind::LimitExceeded, message));
+        }
+        let ids = entries.into_iter().filter_map(|(path, _)| self.id(&path));
+        Ok(ids.filter(|id| after.is_none_or(|after| id.as_bytes() > after)).collect())
+    }
+
+    fn stored(&self, collection: &Collection, id: &str) -> Result<Option<Entity>> {
+        let path = self.path(&collection.name, id);
+        let Some(body) = self.files.read(&path, 0, ENTITY_BYTES_MAX + 1)? else { return Ok(None) };
+        if body.len() > ENTITY_BYTES_MAX as usize {
+            return Err(Error::corrupt(format!("{path} is larger than an entity can be")));
+        }
+        let fields = json::parse_object(&body).map_err(|error| Error::corrupt(format!("{path}: {error}")))?;
+        Ok(Some(Entity { id: id.to_owned(), version: entity::version_of(collection, &fields), body }))
+    }
+
+    fn check_size(id: &str, body: &[u8]) -> Result<()> {
+        if id.len() > ID_BYTES_MAX {
+            return Err(Error::new(ErrorKind::Rejected, format!("an id has at most {ID_BYTES_MAX} bytes")));
+        }
+        if body.len() > ENTITY_BYTES_MAX as usize {
+            return Err(Error::invalid(format!("an entity has at most {ENTITY_BYTES_MAX} bytes")));
+        }
+        Ok(())
+    }
+
+    fn put(&self, collection: &str, id: &str, body: &[u8]) -> Result<()> {
+        Self::check_size(id, body)?;
+        let replacement = self.files.replace(&self.path(collection, id))?;
+        self.files.replacement_write(&replacement, body)?;
+        self.files.replacement_commit(replacement, None, true).map(drop)
+    }
+
+    fn write(&self, write: Write, now: &str) -> Result<Outcome> {
+        let (collection, id) = write.target();
+        let collection = self.collection(collection)?;
+        let stored = self.stored(collection, id)?;
+        let version = stored.as_ref().map(|stored| stored.version);
+        entity::check_expectation(write.expect(), version, &collection.name, id)?;
+        match &write {
+            Write::Put(put) => {
+                let given = entity::check(collection, Some(id), &put.body)?;
+                let stored = stored.map(|stored| json::parse_object(&stored.body)).transpose()?;
+                let stamped = entity::encode(collection, &entity::stamp(collection, stored.as_ref(), given, now))?;
+                self.put(&collection.name, id, &stamped.body)?;
+                Ok(Outcome { version: stamped.version, existed: stored.is_some() })
+            }
+            Write::Remove(_) => {
+                let existed = self.files.remove(&self.path(&collection.name, id))?;
+                Ok(Outcome { version: version.unwrap_or(0), existed })
+            }
+        }
+    }
+
+    /// Whether it was written; none where other content was left as it is.
+    fn load_one(&self, collection: &Collection, given: &Entity, existing: Existing) -> Result<Option<bool>> {
+        let fields = entity::parse(collection, Some(&given.id), &given.body)?;
+        if let Some(stored) = self.stored(collection, &given.id)? {
+            match existing {
+                _ if json::equal_objects(&json::parse_object(&stored.body)?, &fields) => return Ok(Some(false)),
+                Existing::Skip => return Ok(None),
+                Existing::Overwrite => {}
+                Existing::Fail => {
+                    let message = format!("{} {:?}: already exists", collection.name, given.id);
+                    return Err(Error::new(ErrorKind::AlreadyExists, message));
+                }
+            }
+        }
+        self.put(&collection.name, &given.id, &given.body)?;
+        Ok(Some(true))
+    }
+
+    fn lock(&self) -> Result<F::Lock> {
+        let lock = self.files.try_acquire(LOCK, LockMode::Exclusive)?;
+        lock.ok_or_else(|| Error::new(ErrorKind::Busy, "another process writes"))
+    }
+}
+
+fn undeclared(feature: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("a shelf has no {feature}"))
+}
+
+impl<F: Files + Default> Strategy for Shelf<F> {
+    type Transaction = ();
+
+    fn describe() -> Description {
+        Description {
+            strategy: "shelf".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            features: Features::default(),
+            isolations: Vec::new(),
+            max_atomic_writes: 0,
+            max_entity_bytes: ENTITY_BYTES_MAX.into(),
+            config_schema: r#"{
+                "type": "object",
+                "additionalProperties": false,
+                "properties": {
+                    "extension": {
+                        "type": "string",
+                        "pattern": "^[a-z0-9]{1,16}$",
+                        "default": "json",
+                        "description": "What the names of files end in, behind the dot."
+                    }
+                }
+            }"#
+            .to_owned(),
+        }
+    }
+
+    fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
+        let section: Map<String, Value> = json::parse_object(config.as_bytes())?;
+        let extension = section.get("extension").and_then(Value::as_str).unwrap_or("json").to_owned();
+        Ok((Shelf { files: F::default(), collections, extension }, Opened::default()))
+    }
+
+    /// Folders cannot be listed, so only the configured ones are found.
+    fn stored_collections(&mut self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for collection in &self.collections {
+            if !self.ids(&collection.name, None)?.is_empty() {
+                names.push(collection.name.clone());
+            }
+        }
+        Ok(names)
+    }
+
+    fn prepare(&mut self, _dry_run: bool) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn check(&mut self) -> Result<String> {
+        let free = self.files.free_space()?;
+        Ok(format!(
+            r#"{{"reachable": true, "readable": true, "writable": true, "findings": [], "free_bytes": {free}}}"#
+        ))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
+        let collection = self.collection(collection)?;
+        let get = |id: &String| if id.len() > ID_BYTES_MAX { Ok(None) } else { self.stored(collection, id) };
+        ids.iter().map(get).collect()
+    }
+
+    fn find(&mut self, collection: &str, query: &Query) -> Result<Page> {
+        if let Some(index) = &query.index {
+            return Err(Error::invalid(format!("a shelf has no index {index:?}")));
+        }
+        let definition = self.collection(collection)?;
+        let mut page = Page {
+            entities: Vec::new(),
+            next: None,
+            unapplied: (0..).take(query.filter.as_ref().map_or(0, |filter| filter.conjuncts().len())).collect(),
+            sorted: query.order_by.is_empty(),
+            index_used: None,
+        };
+        let mut bytes = 0;
+        for id in self.ids(collection, query.cursor.as_deref())? {
+            if page.entities.len() >= query.limit as usize || bytes >= query.max_bytes as usize {
+                page.next = page.entities.last().map(|last| last.id.clone().into_bytes());
+                break;
+            }
+            // One that was removed meanwhile is no longer there.
+            if let Some(entity) = self.stored(definition, &id)? {
+                bytes += entity.body.len();
+                page.entities.push(entity);
+            }
+        }
+        Ok(page)
+    }
+
+    fn count(&mut self, collection: &str, filter: Option<&Filter>) -> Result<Option<u64>> {
+        match filter {
+            None => Ok(Some(self.ids(collection, None)?.len() as u64)),
+            Some(_) => Ok(None),
+        }
+    }
+
+    fn scan(
+        &mut self,
+        collection: &str,
+        segment: u32,
+        segments: u32,
+        cursor: Option<&[u8]>,
+        max_bytes: u32,
+    ) -> Result<Batch> {
+        let definition = self.collection(collection)?;
+        let mut batch = Batch::default();
+        let mut bytes = 0;
+        for id in self.ids(collection, cursor)? {
+            if id.bytes().map(u32::from).sum::<u32>() % segments != segment {
+                continue;
+            }
+            if !batch.entities.is_empty() && bytes >= max_bytes as usize {
+                batch.next = batch.entities.last().map(|last: &Entity| last.id.clone().into_bytes());
+                break;
+            }
+            if let Some(entity) = self.stored(definition, &id)? {
+                bytes += entity.body.len();
+                batch.entities.push(entity);
+            }
+        }
+        Ok(batch)
+    }
+
+    fn apply(&mut self, writes: Vec<Write>, atomic: bool, now: &str) -> Result<Vec<Result<Outcome>>> {
+        if atomic {
+            return Err(undeclared("atomic apply"));
+        }
+        let _lock = self.lock()?;
+        Ok(writes.into_iter().map(|write| self.write(write, now)).collect())
+    }
+
+    fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
+        let definition = self.collection(collection)?;
+        let _lock = self.lock()?;
+        let mut loaded = Loaded::default();
+        for (position, entity) in (0..).zip(&entities) {
+            match self.load_one(definition, entity, existing) {
+                Ok(Some(true)) => loaded.written += 1,
+                Ok(Some(false)) => loaded.unchanged += 1,
+                Ok(None) => loaded.skipped += 1,
+                Err(error) => loaded.refused.push((position, error)),
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn validate(&mut self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
+        let definition = self.collection(collection)?;
+        let rule = |given: &Entity| {
+            let parsed = entity::parse(definition, Some(&given.id), &given.body);
+            parsed.and_then(|_| Self::check_size(&given.id, &given.body)).err()
+        };
+        let violations = (0..).zip(&entities).filter_map(|(position, given)| Some((position, rule(given)?)));
+        Ok(violations.map(|(entity, error)| Violation { entity, rule: error.message }).collect())
+    }
+
+    fn begin(&mut self, _isolation: Option<Isolation>, _read_only: bool) -> Result<()> {
+        Err(undeclared("transactions"))
+    }
+
+    fn transaction_get(&mut self, _: &mut (), _: &str, _: &[String], _: bool) -> Result<Vec<Option<Entity>>> {
+        Err(undeclared("transactions"))
+    }
+
+    fn transaction_find(&mut self, _: &mut (), _: &str, _: &Query) -> Result<Page> {
+        Err(undeclared("transactions"))
+    }
+
+    fn transaction_apply(&mut self, _: &mut (), _: Vec<Write>, _: &str) -> Result<Vec<Outcome>> {
+        Err(undeclared("transactions"))
+    }
+
+    fn commit(&mut self, (): ()) -> Result<()> {
+        Err(undeclared("transactions"))
+    }
+
+    fn rollback(&mut self, (): ()) -> Result<()> {
+        Err(undeclared("transactions"))
+    }
+}

@@ -1,0 +1,279 @@
+//! A hostile strategy on strings: each id that it is asked for is something to do, such as `read ../secret` or
+//! `sql ATTACH 'x' AS y`, and the entity that it answers tells what came of it. So the attempts stand in the tests, beside
+//! what must become of them.
+//!
+//! It wants every capability, so a store that was granted less must not load it.
+
+use larder_guest::{Files, LockMode, Sql, SqlTransaction, Strategy};
+use larder_model::{
+    Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Features, Isolation, Loaded, Opened, Outcome,
+    Page, Query, Result, Violation, Write, filter::Filter, json,
+};
+use serde_json::{Value, json};
+
+/// What it writes, so that tests can look for it where it should not be.
+const MARK: &[u8] = b"the puppet was here";
+const READ_BYTES_MAX: u32 = 1 << 20;
+
+#[cfg(target_family = "wasm")]
+larder_guest::export_strategy!(crate::Puppet<larder_guest::HostFiles, larder_guest::HostSql>);
+
+/// An open store.
+pub struct Puppet<F, S> {
+    files: F,
+    sql: S,
+    collections: Vec<Collection>,
+    lie: String,
+}
+
+impl<F: Files, S: Sql> Puppet<F, S> {
+    /// What came of it, in words.
+    fn attempt(&self, deed: &str) -> Result<String> {
+        let (verb, object) = deed.split_once(' ').unwrap_or((deed, ""));
+        let files = &self.files;
+        match verb {
+            "read" => Ok(match files.read(object, 0, READ_BYTES_MAX)? {
+                Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                None => "nothing".to_owned(),
+            }),
+            "stat" => Ok(format!("{:?}", files.stat(object)?)),
+            "append" => files.append(object, MARK).map(|stat| format!("{stat:?}")),
+            "sync" => files.sync(object).map(|()| String::new()),
+            "truncate" => files.truncate(object, 0).map(|()| String::new()),
+            "remove" => files.remove(object).map(|existed| existed.to_string()),
+            "entries" => files.entries(object).map(|entries| format!("{entries:?}")),
+            "lock" => Ok(files.try_acquire(object, LockMode::Exclusive)?.is_some().to_string()),
+            "replace" => self.replace(object, None),
+            "keep-as" => self.replace("kept", Some(object)),
+            "hold-locks" => {
+                let mut held = Vec::new();
+                loop {
+                    held.push(files.try_acquire(&format!("lock-{}", held.len()), LockMode::Exclusive)?);
+                }
+            }
+            "sql" => self.sql.query(object, Vec::new(), READ_BYTES_MAX).map(|rows| format!("{:?}", rows.cells)),
+            "sql-in-transaction" => {
+                let transaction = self.sql.begin(None, false)?;
+                let rows = transaction.query(object, Vec::new(), READ_BYTES_MAX);
+                transaction.rollback()?;
+                rows.map(|rows| format!("{:?}", rows.cells))
+            }
+            // WASI is there for the standard library's sake, and leads nowhere.
+            "open" => std::fs::read_to_string(object).map_err(|error| Error::invalid(error.to_string())),
+            "list" => match std::fs::read_dir(object) {
+                Ok(entries) => Ok(entries.count().to_string()),
+                Err(error) => Err(Error::invalid(error.to_string())),
+            },
+            "connect" => match std::net::TcpStream::connect(object) {
+                Ok(_) => Ok("connected".to_owned()),
+                Err(error) => Err(Error::invalid(error.to_string())),
+            },
+            "environment" => Ok(format!("{:?} {:?}", std::env::vars().collect::<Vec<_>>(), std::env::args())),
+            "spin" => loop {
+                std::hint::black_box(());
+            },
+            "allocate" => {
+                let mut held = Vec::new();
+                loop {
+                    held.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+                }
+            }
+            "recurse" => Ok(descend(0).to_string()),
+            "panic" => panic!("the puppet \u{1b}[31mpanics"),
+            "fail" => Err(Error::new(ErrorKind::Rejected, "no \u{1b}[2Jscreen\nerror: forged")),
+            "wait" => Err(Error::new(ErrorKind::Busy, "wait")),
+            "answer" => Ok(String::new()),
+            _ => Err(Error::invalid(format!("the puppet does not know how to {verb}"))),
+        }
+    }
+
+    fn replace(&self, path: &str, keep_old_as: Option<&str>) -> Result<String> {
+        let replacement = self.files.replace(path)?;
+        self.files.replacement_write(&replacement, MARK)?;
+        self.files.replacement_commit(replacement, keep_old_as, true).map(|stat| format!("{stat:?}"))
+    }
+
+    fn key(&self, collection: &str) -> Result<&str> {
+        let found = self.collections.iter().find(|definition| definition.name == collection);
+        let found = found.ok_or_else(|| Error::invalid(format!("there is no collection {collection:?}")))?;
+        Ok(&found.key)
+    }
+
+    fn told(&self, collection: &str, id: &str, answer: &str, value: &str) -> Result<Entity> {
+        let mut body = json!({ "answer": answer, "value": value });
+        body[self.key(collection)?] = Value::from(id);
+        Ok(Entity { id: id.to_owned(), version: 1, body: body.to_string().into_bytes() })
+    }
+
+    fn some(&self, collection: &str) -> Result<Vec<Entity>> {
+        Ok(vec![self.told(collection, "some", "ok", "")?])
+    }
+
+    fn lies(&self, what: &str) -> bool {
+        self.lie == what
+    }
+}
+
+/// Recursion that no compiler turns into a loop.
+fn descend(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 64]);
+    if std::hint::black_box(true) { descend(depth + 1) + frame[63] } else { frame[0] }
+}
+
+fn silent<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Unsupported, "the puppet only does what it is asked for by id"))
+}
+
+impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
+    type Transaction = ();
+
+    fn describe() -> Description {
+        Description {
+            strategy: "puppet".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            features: Features::default(),
+            isolations: Vec::new(),
+            max_atomic_writes: 0,
+            max_entity_bytes: 1 << 20,
+            config_schema: json!({
+                "type": "object",
+                "additionalProperties": false,
+                "properties": { "lie": { "type": "string", "description": "Which answer is untrue." } }
+            })
+            .to_string(),
+        }
+    }
+
+    fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
+        let section = json::parse_object(config.as_bytes())?;
+        let lie = section.get("lie").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok((Puppet { files: F::default(), sql: S::default(), collections, lie }, Opened::default()))
+    }
+
+    fn stored_collections(&mut self) -> Result<Vec<String>> {
+        Ok(vec!["templates".to_owned()])
+    }
+
+    fn prepare(&mut self, _dry_run: bool) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn check(&mut self) -> Result<String> {
+        Ok(if self.lies("findings") { "all is well" } else { r#"{"reachable": true}"# }.to_owned())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
+        let key = self.key(collection)?;
+        let mut answers = Vec::new();
+        for id in ids {
+            let entity = |body: String| Entity { id: id.to_owned(), version: 1, body: body.into_bytes() };
+            let answer = match id.as_str() {
+                "answer less" => continue,
+                "answer nothing" => {
+                    answers.push(None);
+                    continue;
+                }
+                "answer another" => self.told(collection, "another", "ok", "")?,
+                "answer another key" => entity(json!({ key: "another" }).to_string()),
+                "answer without a key" => entity("{}".to_owned()),
+                "answer no object" => entity("[1]".to_owned()),
+                "answer no JSON" => entity(format!("{{\"{key}\": ")),
+                "answer a member twice" => entity(format!("{{\"{key}\": \"another\", \"{key}\": \"{id}\"}}")),
+                "answer depth" => entity(format!("{{\"{key}\": \"{id}\", \"a\": {}", "[".repeat(1 << 16))),
+                "answer too much" => self.told(collection, id, "ok", &"x".repeat(1 << 20))?,
+                "fail" | "wait" => return self.attempt(id).and(Ok(Vec::new())),
+                _ => match self.attempt(id) {
+                    Ok(value) => self.told(collection, id, "ok", &value)?,
+                    Err(error) => self.told(collection, id, error.kind.name(), &error.message)?,
+                },
+            };
+            answers.push(Some(answer));
+            if id == "answer twice" {
+                answers.push(None);
+            }
+        }
+        Ok(answers)
+    }
+
+    fn find(&mut self, collection: &str, query: &Query) -> Result<Page> {
+        let mut page = Page {
+            entities: self.some(collection)?,
+            next: None,
+            unapplied: Vec::new(),
+            sorted: true,
+            index_used: None,
+        };
+        match self.lie.as_str() {
+            "more than a page" => page.entities = vec![page.entities[0].clone(); query.limit as usize + 1],
+            "same cursor" => page.next = Some(b"again".to_vec()),
+            "wrong key" => page.entities[0].id = "other".to_owned(),
+            _ => {}
+        }
+        Ok(page)
+    }
+
+    fn count(&mut self, _collection: &str, _filter: Option<&Filter>) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn scan(&mut self, collection: &str, _: u32, _: u32, _cursor: Option<&[u8]>, _: u32) -> Result<Batch> {
+        let next = self.lies("same cursor").then(|| b"again".to_vec());
+        let mut batch = Batch { entities: self.some(collection)?, next };
+        if self.lies("wrong key") {
+            batch.entities[0].id = "other".to_owned();
+        }
+        Ok(batch)
+    }
+
+    fn apply(&mut self, writes: Vec<Write>, _atomic: bool, _now: &str) -> Result<Vec<Result<Outcome>>> {
+        let count = if self.lies("fewer results") { writes.len() - 1 } else { writes.len() };
+        if self.lies("panic") {
+            panic!("in the middle of a write");
+        }
+        Ok(vec![Ok(Outcome { version: 1, existed: false }); count])
+    }
+
+    fn load(&mut self, _collection: &str, entities: Vec<Entity>, _existing: Existing) -> Result<Loaded> {
+        let count = entities.len() as u64;
+        let refusal = Error::new(ErrorKind::Rejected, "no");
+        Ok(match self.lie.as_str() {
+            "written" => Loaded { written: u64::MAX, unchanged: count, ..Loaded::default() },
+            "refused" => Loaded { written: count - 1, refused: vec![(9, refusal)], ..Loaded::default() },
+            // It says that it wrote them.
+            _ => Loaded { written: count, ..Loaded::default() },
+        })
+    }
+
+    fn validate(&mut self, _collection: &str, _entities: Vec<Entity>) -> Result<Vec<Violation>> {
+        let rule = "a rule".to_owned();
+        Ok(if self.lies("violation") { vec![Violation { entity: 99, rule }] } else { Vec::new() })
+    }
+
+    fn begin(&mut self, _isolation: Option<Isolation>, _read_only: bool) -> Result<()> {
+        silent()
+    }
+
+    fn transaction_get(&mut self, _: &mut (), _: &str, _: &[String], _: bool) -> Result<Vec<Option<Entity>>> {
+        silent()
+    }
+
+    fn transaction_find(&mut self, _: &mut (), _: &str, _: &Query) -> Result<Page> {
+        silent()
+    }
+
+    fn transaction_apply(&mut self, _: &mut (), _: Vec<Write>, _: &str) -> Result<Vec<Outcome>> {
+        silent()
+    }
+
+    fn commit(&mut self, (): ()) -> Result<()> {
+        silent()
+    }
+
+    fn rollback(&mut self, (): ()) -> Result<()> {
+        silent()
+    }
+}
