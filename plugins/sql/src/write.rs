@@ -1,0 +1,513 @@
+//! Changes inside one transaction: looked up, checked and stamped one by one, sent many rows at a time.
+//!
+//! A statement that breaks a constraint is undone alone, which is how SQLite works inside a transaction; PostgreSQL needs
+//! a savepoint around each. What a broken statement of many rows was about is found by sending its rows one by one.
+
+use std::collections::{HashMap, HashSet};
+
+use larder_guest::SqlValue;
+use larder_model::{Entity, Error, ErrorKind, Existing, Loaded, Outcome, Result, Write, entity, json, rules};
+use serde_json::{Map, Value};
+
+use crate::{
+    catalog::{REPLY_BYTES_MAX, Run},
+    row,
+    schema::{Table, insert_rows_max, quote},
+    store::ENTITY_BYTES_MAX,
+};
+
+/// Bytes of rows that are sent in one statement, so that a batch of the largest entities does not fill the memory.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Ids that are looked up with one statement, largest first: few numbers, so that few statements have to be prepared.
+const LOOKUP_IDS: [usize; 3] = [512, 32, 1];
+
+/// The stored entities of these ids. One that is not stored is not there.
+pub(crate) fn stored(table: &Table, run: Run, ids: &[&str], for_update: bool) -> Result<HashMap<String, Entity>> {
+    let mut found = HashMap::with_capacity(ids.len());
+    let mut rest = ids;
+    while !rest.is_empty() {
+        let size = lookup_size(rest.len());
+        let (chunk, after) = rest.split_at(size);
+        let mut wanted = chunk.to_vec();
+        loop {
+            let rows = lookup(table, run, &table.select, &wanted, size, for_update)?;
+            for row in rows.cells.chunks(table.width()) {
+                let entity = row::entity(table, row)?;
+                found.insert(entity.id.clone(), entity);
+            }
+            if !rows.more {
+                break;
+            }
+            // Each reply has at least one, so this ends.
+            wanted.retain(|id| !found.contains_key(*id));
+        }
+        rest = after;
+    }
+    Ok(found)
+}
+
+fn lookup_size(ids: usize) -> usize {
+    LOOKUP_IDS.into_iter().find(|&size| size <= ids).unwrap_or(1)
+}
+
+/// Rows of these ids. Always `size` parameters: the last id stands again for those that are missing.
+fn lookup(
+    table: &Table,
+    run: Run,
+    select: &str,
+    ids: &[&str],
+    size: usize,
+    for_update: bool,
+) -> Result<larder_guest::Rows> {
+    let mut statement = table.statement(format!("SELECT {select} FROM {} WHERE {} IN ", table.name, table.key));
+    let last = ids.last().copied().unwrap_or_default();
+    statement.list((0..size).map(|i| SqlValue::Text(ids.get(i).copied().unwrap_or(last).to_owned())));
+    if for_update {
+        statement.text(table.for_update());
+    }
+    run(&statement.text, statement.params, REPLY_BYTES_MAX)
+}
+
+/// Those of the ids that are stored.
+fn stored_ids(table: &Table, run: Run, ids: &[&str]) -> Result<HashSet<String>> {
+    let mut found = HashSet::new();
+    let mut rest = ids;
+    while !rest.is_empty() {
+        let (chunk, after) = rest.split_at(lookup_size(rest.len()));
+        // An id is at most 1,020 bytes, so no reply is cut.
+        let rows = lookup(table, run, &table.key, chunk, chunk.len(), false)?;
+        found.extend(rows.cells.into_iter().filter_map(|cell| match cell {
+            SqlValue::Text(id) => Some(id),
+            _ => None,
+        }));
+        rest = after;
+    }
+    Ok(found)
+}
+
+/// Rows that wait to be sent to one table.
+struct Batch<'a> {
+    table: &'a Table,
+    /// Replaces what is stored under the same key.
+    replace: bool,
+    cells: Vec<SqlValue>,
+    /// What the caller calls each row.
+    labels: Vec<usize>,
+    bytes: usize,
+}
+
+impl<'a> Batch<'a> {
+    fn new(table: &'a Table, replace: bool) -> Self {
+        Batch { table, replace, cells: Vec::new(), labels: Vec::new(), bytes: 0 }
+    }
+
+    fn push(&mut self, label: usize, entity: Map<String, Value>, bytes: usize) {
+        row::cells(self.table, entity, &mut self.cells);
+        self.labels.push(label);
+        self.bytes += bytes;
+    }
+
+    fn is_full(&self) -> bool {
+        self.labels.len() >= insert_rows_max() || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    /// Sends all rows. Those that break a rule of the database are not stored, and are answered with it; any other error
+    /// is of the whole. `again` gives a row's entity once more: a copy of each row, for the case that a statement fails,
+    /// would cost more than all else here.
+    fn send(
+        &mut self,
+        tables: &[Table],
+        run: Run,
+        again: &dyn Fn(usize) -> Result<Map<String, Value>>,
+    ) -> Result<Vec<(usize, Error)>> {
+        let mut refused = Vec::new();
+        let labels = std::mem::take(&mut self.labels);
+        let mut labels = labels.as_slice();
+        let mut cells = std::mem::take(&mut self.cells);
+        self.bytes = 0;
+        while !labels.is_empty() {
+            let (rows, text) = self.table.insert(labels.len(), self.replace);
+            let after = cells.split_off(rows * self.table.width());
+            match run(text, cells, 0) {
+                Ok(_) => {}
+                Err(error) if breaks_a_rule(&error) => {
+                    refused.extend(self.send_singly(tables, run, &labels[..rows], again)?);
+                }
+                Err(error) => return Err(error),
+            }
+            cells = after;
+            labels = &labels[rows..];
+        }
+        Ok(refused)
+    }
+
+    /// Again and again while some get through: a row may refer to a later one.
+    fn send_singly(
+        &self,
+        tables: &[Table],
+        run: Run,
+        labels: &[usize],
+        again: &dyn Fn(usize) -> Result<Map<String, Value>>,
+    ) -> Result<Vec<(usize, Error)>> {
+        let (_, text) = self.table.insert(1, self.replace);
+        let mut waiting = Vec::with_capacity(labels.len());
+        for &label in labels {
+            let mut cells = Vec::with_capacity(self.table.width());
+            row::cells(self.table, again(label)?, &mut cells);
+            waiting.push((label, cells));
+        }
+        loop {
+            let count = waiting.len();
+            let mut refused = Vec::new();
+            for (label, cells) in waiting {
+                match run(text, cells.clone(), 0) {
+                    Ok(_) => {}
+                    Err(error) if breaks_a_rule(&error) => refused.push((label, cells, error)),
+                    Err(error) => return Err(error),
+                }
+            }
+            if refused.len() == count || refused.is_empty() {
+                let explained = refused.into_iter().map(|(label, cells, error)| {
+                    explain(self.table, tables, run, &cells, error).map(|error| (label, error))
+                });
+                return explained.collect();
+            }
+            waiting = refused.into_iter().map(|(label, cells, _)| (label, cells)).collect();
+        }
+    }
+}
+
+fn breaks_a_rule(error: &Error) -> bool {
+    matches!(error.kind, ErrorKind::Rejected | ErrorKind::AlreadyExists)
+}
+
+/// The error of one row in words of the collection: the database does not say which reference points nowhere.
+fn explain(table: &Table, tables: &[Table], run: Run, row: &[SqlValue], error: Error) -> Result<Error> {
+    let id = match &row[0] {
+        SqlValue::Text(id) => id.as_str(),
+        _ => "",
+    };
+    let name = &table.collection.name;
+    if error.kind == ErrorKind::Rejected {
+        for (field, target) in &table.references {
+            let (Some(position), Some(target)) = (table.position(field), find(tables, target)) else { continue };
+            let SqlValue::Text(value) = &row[position] else { continue };
+            if stored_ids(target, run, &[value])?.is_empty() {
+                let message = format!(
+                    "{name} `{id}`: `{field}` refers to {} `{value}`, which does not exist",
+                    target.collection.name
+                );
+                return Ok(Error::new(ErrorKind::Rejected, message));
+            }
+        }
+    }
+    Ok(Error { message: format!("{name} `{id}`: {}", error.message), ..error })
+}
+
+/// Why an entity cannot be removed: who refers to it.
+fn explain_removal(table: &Table, tables: &[Table], run: Run, id: &str, error: Error) -> Result<Error> {
+    let name = &table.collection.name;
+    if error.kind == ErrorKind::Rejected {
+        for other in tables {
+            for (field, _) in other.references.iter().filter(|(_, target)| target == name) {
+                let mut statement = other.statement(format!("SELECT {} FROM {} WHERE ", other.key, other.name));
+                statement.text(&quote(field)).text(" = ").param(SqlValue::Text(id.to_owned())).text(" LIMIT 1");
+                let rows = run(&statement.text, statement.params, REPLY_BYTES_MAX);
+                // A table that refers to this one need not exist yet.
+                if let Some(SqlValue::Text(other_id)) = rows.ok().and_then(|rows| rows.cells.into_iter().next()) {
+                    let other = &other.collection.name;
+                    let message =
+                        format!("{name} `{id}` cannot be removed: `{field}` of {other} `{other_id}` refers to it");
+                    return Ok(Error::new(ErrorKind::Rejected, message));
+                }
+            }
+        }
+    }
+    Ok(Error { message: format!("{name} `{id}`: {}", error.message), ..error })
+}
+
+pub(crate) fn find<'a>(tables: &'a [Table], collection: &str) -> Option<&'a Table> {
+    tables.iter().find(|table| table.collection.name == collection)
+}
+
+fn check_size(table: &Table, id: &str, body: &[u8]) -> Result<()> {
+    match body.len() <= ENTITY_BYTES_MAX {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "{} `{id}`: {} bytes, but an entity has at most {ENTITY_BYTES_MAX}",
+            table.collection.name,
+            body.len()
+        ))),
+    }
+}
+
+fn check_rules(table: &Table, strict: bool, id: &str, entity: &Map<String, Value>) -> Result<()> {
+    let broken = if strict { rules::violations(&table.collection, entity) } else { Vec::new() };
+    match broken.is_empty() {
+        true => Ok(()),
+        false => {
+            Err(Error::new(ErrorKind::Rejected, format!("{} `{id}`: {}", table.collection.name, broken.join(", "))))
+        }
+    }
+}
+
+/// The writes of an `apply`, each table of which is there.
+pub(crate) struct Apply<'a> {
+    pub(crate) tables: &'a [Table],
+    pub(crate) run: Run<'a>,
+    pub(crate) strict: bool,
+    pub(crate) now: &'a str,
+}
+
+/// A table's position, and the id in it.
+type Target = (usize, String);
+
+/// Each entity that is there, as it is after the writes before.
+type States = HashMap<Target, Map<String, Value>>;
+
+/// A write, what it writes, and what was there before it.
+type Waiter = (usize, Target, Option<Map<String, Value>>);
+
+/// What was put and is not sent yet.
+#[derive(Default)]
+struct Waiting<'a> {
+    batch: Option<Batch<'a>>,
+    /// By write.
+    puts: Vec<Waiter>,
+    targets: HashSet<Target>,
+}
+
+impl Apply<'_> {
+    /// Carries the writes out, in order. Atomic: the first error ends it, and names its write; the caller rolls back.
+    pub(crate) fn apply(&self, writes: Vec<Write>, atomic: bool) -> Result<Vec<Result<Outcome>>> {
+        if atomic {
+            entity::check_distinct(&writes)?;
+        }
+        let mut states = self.states(&writes)?;
+        let mut results: Vec<Result<Outcome>> = Vec::with_capacity(writes.len());
+        let mut waiting = Waiting::default();
+        for (i, write) in writes.iter().enumerate() {
+            let (collection, id) = write.target();
+            let position = self.tables.iter().position(|table| table.collection.name == collection);
+            let position = position.expect("the caller knows every collection");
+            let table = &self.tables[position];
+            let target = (position, id.to_owned());
+            let is_other =
+                waiting.batch.as_ref().is_some_and(|batch| batch.is_full() || batch.table.name != table.name);
+            if is_other || waiting.targets.contains(&target) || matches!(write, Write::Remove(_)) {
+                self.send(&mut waiting, &mut states, &mut results, atomic)?;
+            }
+            let state = states.get(&target);
+            let result = match write {
+                Write::Put(put) => self.stamped(table, put, state).map(|(entity, outcome)| {
+                    let batch = waiting.batch.get_or_insert_with(|| Batch::new(table, true));
+                    batch.push(i, entity.clone(), put.body.len());
+                    waiting.targets.insert(target.clone());
+                    let before = states.insert(target.clone(), entity);
+                    waiting.puts.push((i, target, before));
+                    outcome
+                }),
+                Write::Remove(removal) => self.remove(table, removal, state).inspect(|_| {
+                    states.remove(&target);
+                }),
+            };
+            match result {
+                Err(error) if atomic || !is_of_one_write(&error) => return Err(error.at_write(i)),
+                result => results.push(result),
+            }
+        }
+        self.send(&mut waiting, &mut states, &mut results, atomic)?;
+        Ok(results)
+    }
+
+    /// What is stored of everything that is written.
+    fn states(&self, writes: &[Write]) -> Result<States> {
+        let mut states = HashMap::with_capacity(writes.len());
+        for (position, table) in self.tables.iter().enumerate() {
+            let mut ids: Vec<&str> = writes
+                .iter()
+                .map(Write::target)
+                .filter(|(collection, _)| *collection == table.collection.name)
+                .map(|(_, id)| id)
+                .collect();
+            ids.sort_unstable();
+            ids.dedup();
+            for (id, entity) in stored(table, self.run, &ids, false)? {
+                states.insert((position, id), row::members(table, &entity)?);
+            }
+        }
+        Ok(states)
+    }
+
+    fn send(
+        &self,
+        waiting: &mut Waiting,
+        states: &mut States,
+        results: &mut [Result<Outcome>],
+        atomic: bool,
+    ) -> Result<()> {
+        let Waiting { batch: Some(mut batch), mut puts, .. } = std::mem::take(waiting) else { return Ok(()) };
+        let put = |puts: &[Waiter], i| puts.binary_search_by_key(&i, |(write, ..)| *write).ok();
+        let refused = batch.send(self.tables, self.run, &|i| {
+            let entity = put(&puts, i).and_then(|put| states.get(&puts[put].1)).cloned();
+            Ok(entity.expect("what waits is in the states"))
+        })?;
+        for (i, error) in refused {
+            if atomic {
+                return Err(error.at_write(i));
+            }
+            let position = put(&puts, i).expect("it was sent");
+            let (_, target, before) = &mut puts[position];
+            match before.take() {
+                Some(before) => states.insert(target.clone(), before),
+                None => states.remove(target),
+            };
+            results[i] = Err(error);
+        }
+        Ok(())
+    }
+
+    fn stamped(
+        &self,
+        table: &Table,
+        put: &larder_model::Put,
+        state: Option<&Map<String, Value>>,
+    ) -> Result<(Map<String, Value>, Outcome)> {
+        let collection = &table.collection;
+        check_size(table, &put.id, &put.body)?;
+        let body = entity::check(collection, Some(&put.id), &put.body)?;
+        let version = state.map(|stored| entity::version_of(collection, stored));
+        entity::check_expectation(put.expect, version, &collection.name, &put.id)?;
+        let stamped = entity::stamp(collection, state, body, self.now);
+        check_rules(table, self.strict, &put.id, &stamped)?;
+        let outcome = Outcome { version: entity::version_of(collection, &stamped), existed: state.is_some() };
+        Ok((stamped, outcome))
+    }
+
+    fn remove(
+        &self,
+        table: &Table,
+        removal: &larder_model::Removal,
+        state: Option<&Map<String, Value>>,
+    ) -> Result<Outcome> {
+        let (collection, id) = (&table.collection, &removal.id);
+        let version = state.map(|stored| entity::version_of(collection, stored));
+        entity::check_expectation(removal.expect, version, &collection.name, id)?;
+        let outcome = Outcome { version: version.unwrap_or(0), existed: version.is_some() };
+        if outcome.existed {
+            let mut statement = table.statement(format!("DELETE FROM {} WHERE {} = ", table.name, table.key));
+            statement.param(SqlValue::Text(id.clone()));
+            match (self.run)(&statement.text, statement.params, 0) {
+                Ok(_) => {}
+                Err(error) if breaks_a_rule(&error) => {
+                    return Err(explain_removal(table, self.tables, self.run, id, error)?);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+/// Whether the other writes of a call can go on after this error.
+fn is_of_one_write(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::NotFound
+            | ErrorKind::AlreadyExists
+            | ErrorKind::VersionConflict
+            | ErrorKind::Rejected
+            | ErrorKind::InvalidArgument
+    )
+}
+
+/// What of these entities the database, or the strategy on its behalf, would refuse.
+pub(crate) fn violations(table: &Table, strict: bool, entity: &Entity) -> Vec<String> {
+    let name = &table.collection.name;
+    if entity.body.len() > ENTITY_BYTES_MAX {
+        return vec![format!("{name} is larger than {ENTITY_BYTES_MAX} bytes")];
+    }
+    match entity::parse(&table.collection, Some(&entity.id), &entity.body) {
+        Ok(members) if strict => rules::violations(&table.collection, &members),
+        Ok(_) => Vec::new(),
+        Err(_) => vec![format!("{name} is a JSON object that holds its key `{}`", table.collection.key)],
+    }
+}
+
+/// Loads entities as they are.
+pub(crate) fn load(
+    table: &Table,
+    tables: &[Table],
+    run: Run,
+    strict: bool,
+    entities: Vec<Entity>,
+    existing: Existing,
+) -> Result<Loaded> {
+    let mut loaded = Loaded::default();
+    let is_empty = run(&format!("SELECT 1 FROM {} LIMIT 1", table.name), Vec::new(), 64)?.cells.is_empty();
+    let ids: Vec<&str> = entities.iter().map(|entity| entity.id.as_str()).collect();
+    let known = if is_empty { HashSet::new() } else { stored_ids(table, run, &ids)? };
+    let mut compared: HashMap<String, Entity> = HashMap::new();
+    let mut sent: HashSet<&str> = HashSet::with_capacity(ids.len());
+    let (mut fresh, mut replaced) = (Batch::new(table, false), Batch::new(table, true));
+    let send = |batch: &mut Batch, loaded: &mut Loaded| -> Result<()> {
+        let count = batch.labels.len() as u64;
+        let again = |i: usize| entity::parse(&table.collection, None, &entities[i].body);
+        let refused = batch.send(tables, run, &again)?;
+        loaded.written += count - refused.len() as u64;
+        loaded.refused.extend(refused.into_iter().map(|(i, error)| (i as u32, error)));
+        Ok(())
+    };
+    for (i, entity) in entities.iter().enumerate() {
+        let members = check_size(table, &entity.id, &entity.body)
+            .and_then(|()| entity::parse(&table.collection, Some(&entity.id), &entity.body))
+            .and_then(|members| check_rules(table, strict, &entity.id, &members).map(|()| members));
+        let members = match members {
+            Ok(members) => members,
+            Err(error) => {
+                loaded.refused.push((i as u32, error));
+                continue;
+            }
+        };
+        let again = !sent.insert(&entity.id);
+        if again {
+            // Twice in one call: the first of them counts as stored.
+            send(&mut fresh, &mut loaded)?;
+            send(&mut replaced, &mut loaded)?;
+            compared.remove(&entity.id);
+        }
+        if (again || known.contains(&entity.id)) && !compared.contains_key(&entity.id) {
+            // With those that come next, in one statement.
+            let next = entities[i..].iter().map(|entity| entity.id.as_str());
+            let next: Vec<&str> =
+                next.filter(|id| *id == entity.id || known.contains(*id)).take(LOOKUP_IDS[1]).collect();
+            compared = stored(table, run, &next, false)?;
+        }
+        let bytes = entity.body.len();
+        match compared.get(&entity.id).map(|stored| row::members(table, stored)).transpose()? {
+            None => fresh.push(i, members, bytes),
+            Some(stored) if json::equal_objects(&stored, &members) => loaded.unchanged += 1,
+            Some(_) => match existing {
+                Existing::Overwrite => replaced.push(i, members, bytes),
+                Existing::Skip => loaded.skipped += 1,
+                Existing::Fail => loaded.refused.push((
+                    i as u32,
+                    Error::new(
+                        ErrorKind::AlreadyExists,
+                        format!("{} `{}`: already exists with other content", table.collection.name, entity.id),
+                    ),
+                )),
+            },
+        }
+        for batch in [&mut fresh, &mut replaced] {
+            if batch.is_full() {
+                send(batch, &mut loaded)?;
+            }
+        }
+    }
+    send(&mut fresh, &mut loaded)?;
+    send(&mut replaced, &mut loaded)?;
+    loaded.refused.sort_by_key(|(i, _)| *i);
+    Ok(loaded)
+}
