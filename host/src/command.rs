@@ -24,6 +24,7 @@ use crate::cli::{Cli, Command, FilterArgs, Format};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::migration::entities;
 use crate::model::filter::{self, Filter};
 use crate::output::{self, Printer};
 use crate::repository::Repository;
@@ -72,10 +73,26 @@ pub fn run(cli: Cli) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|error| Error::refused("cannot start the runtime").caused_by(error))?;
-    let done = runtime.block_on(dispatch(cli.command, &mut context));
+    let done = runtime.block_on(async {
+        let _too_large = outlive_file_size_limit();
+        dispatch(cli.command, &mut context).await
+    });
     let finished = context.printer.finish();
     done.and(finished)
 }
+
+/// A file that may not grow any further is an error to tell of, and not the end of the process: with a handler in place,
+/// the write fails instead. Where there can be none, all is as it was.
+#[cfg(unix)]
+fn outlive_file_size_limit() -> Option<tokio::signal::unix::Signal> {
+    use tokio::signal::unix::{SignalKind, signal};
+    /// The same number on Linux and macOS.
+    const SIGXFSZ: i32 = 25;
+    signal(SignalKind::from_raw(SIGXFSZ)).ok()
+}
+
+#[cfg(not(unix))]
+fn outlive_file_size_limit() {}
 
 async fn dispatch(command: Command, context: &mut Context) -> Result<()> {
     match command {
@@ -122,11 +139,6 @@ fn conjunction(mut parts: Vec<Filter>) -> Option<Filter> {
         1 => parts.pop(),
         _ => Some(Filter::All(parts)),
     }
-}
-
-/// "1 entity", "2 entities".
-fn entities(count: u64) -> String {
-    if count == 1 { "1 entity".into() } else { format!("{count} entities") }
 }
 
 /// Whether progress and results are for a program to read.

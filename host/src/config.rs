@@ -314,6 +314,50 @@ fn parse(text: &[u8]) -> Result<Value> {
     larder_model::json::parse(text).map_err(|error| Error::config(error.message))
 }
 
+impl Store {
+    /// Whether both are one place: what is written to the one is then in the other. Documents of two layouts may share a
+    /// directory; a table is the same whatever a section says of it.
+    pub fn is_same_place(&self, other: &Store) -> bool {
+        let shares_database = self.grants.sql.is_some() && self.grants.overlap(&other.grants);
+        let shares_files = self.grants.files.as_ref().map(FilesGrant::settled)
+            == other.grants.files.as_ref().map(FilesGrant::settled)
+            && self.grants.sql.is_none()
+            && other.grants.sql.is_none();
+        self.strategy == other.strategy && (shares_database || (shares_files && self.section == other.section))
+    }
+}
+
+impl Grants {
+    /// Whether something is lent with both.
+    pub fn overlap(&self, other: &Grants) -> bool {
+        let files = match (&self.files, &other.files) {
+            (Some(one), Some(other)) => {
+                let (one, other) = (one.settled(), other.settled());
+                one.starts_with(&other) || other.starts_with(&one)
+            }
+            _ => false,
+        };
+        let sql = match (&self.sql, &other.sql) {
+            (Some(SqlGrant::Sqlite { path: one, .. }), Some(SqlGrant::Sqlite { path: other, .. })) => {
+                resolve::settled(one) == resolve::settled(other)
+            }
+            (
+                Some(SqlGrant::Postgresql { host, port, name, .. }),
+                Some(SqlGrant::Postgresql { host: other_host, port: other_port, name: other_name, .. }),
+            ) => (host, port, name) == (other_host, other_port, other_name),
+            _ => false,
+        };
+        files || sql
+    }
+}
+
+impl FilesGrant {
+    /// The directory with its links followed, as far as it exists.
+    fn settled(&self) -> PathBuf {
+        resolve::settled(&self.directory)
+    }
+}
+
 impl Secret {
     /// Hides `text`.
     pub fn new(text: impl Into<String>) -> Self {

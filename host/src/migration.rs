@@ -7,7 +7,7 @@
 mod backup;
 mod digest;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub use digest::Digest;
 
 /// Pages that are read ahead of the writing: one under way and one waiting keep both sides busy.
 const PAGES_AHEAD: usize = 2;
+/// What to do about an entity that somebody wrote meanwhile.
+const CHANGED_HINT: &str = "it was changed after it was verified: migrate again to take the change along";
 /// Different rules that a report holds; a plugin could make up a new one for each entity.
 const RULES_MAX: usize = 100;
 
@@ -325,7 +327,11 @@ impl Migration<'_> {
             self.validate_collection(position, &mut broken, &mut ids).await?;
         }
         if broken.rules.is_empty() {
-            let summary = format!("{} entities in {} collections", self.entities(), self.collections.len());
+            let collections = match self.collections.len() {
+                1 => "1 collection".into(),
+                count => format!("{count} collections"),
+            };
+            let summary = format!("{} in {collections}", entities(self.entities()));
             self.ended(Step::Validate, since, summary);
             return Ok(prepared);
         }
@@ -359,7 +365,7 @@ impl Migration<'_> {
                 let (id, found) = &entities[violation.entity as usize];
                 // What is no entity at all breaks that rule, and no other.
                 if found.is_ok() {
-                    broken.add(violation.rule, &collection.name, id);
+                    broken.add(violation.rule, Remedy::RelaxTarget, &collection.name, id);
                 }
             }
             let mut sound = Vec::with_capacity(entities.len());
@@ -369,7 +375,7 @@ impl Migration<'_> {
                         ids.look(&collection, &id, &fields, broken);
                         sound.push((id, fields));
                     }
-                    Err(rule) => broken.add(rule, &collection.name, &id),
+                    Err(rule) => broken.add(rule, Remedy::CorrectSource, &collection.name, &id),
                 }
             }
             if occupied && self.options.existing == Existing::Fail {
@@ -393,7 +399,7 @@ impl Migration<'_> {
             let Some(stored) = stored else { continue };
             if !json::equal_objects(fields, &json::parse_object(&stored.body)?) {
                 let rule = format!("{}: the target holds the entity with other content", collection.name);
-                broken.add(rule, &collection.name, id);
+                broken.add(rule, Remedy::ChooseExisting, &collection.name, id);
             }
         }
         Ok(())
@@ -497,7 +503,10 @@ impl Migration<'_> {
                     .hint("something else wrote to one of the stores, or the target's plugin is faulty; the source was not changed"));
             }
         }
-        self.ended(Step::Verify, since, format!("{} entities equal", self.entities()));
+        let skipped: u64 = self.reports.iter().map(|report| report.skipped).sum();
+        let equal = format!("{} equal", entities(self.entities() - skipped));
+        let summary = if skipped == 0 { equal } else { format!("{equal}, {skipped} skipped") };
+        self.ended(Step::Verify, since, summary);
         Ok(())
     }
 
@@ -525,35 +534,54 @@ impl Migration<'_> {
         Ok(digest)
     }
 
-    /// Removes what was verified, each by its version, referring collections first.
+    /// Removes from the source what the target holds equal now, each by its version, referring collections first. What
+    /// the target was to keep of its own stays in the source too: it is nowhere else.
     async fn clean_up(&mut self) -> Result<()> {
         let since = Instant::now();
         self.tell(Event::Started { step: Step::CleanUp, entities: Some(self.entities()) });
         for position in (0..self.collections.len()).rev() {
-            let name = self.collections[position].name.clone();
-            let mut pages = read_ahead(self.source, &name, 1);
+            let collection = self.collections[position].clone();
+            let mut pages = read_ahead(self.source, &collection.name, 1);
             while let Some(page) = pages.recv().await {
-                let writes = page?
-                    .into_iter()
-                    .map(|entity| {
-                        let expect = Expectation::Version(entity.version);
-                        Write::Remove(Removal { collection: name.clone(), id: entity.id, expect })
-                    })
-                    .collect::<Vec<_>>();
-                let count = writes.len() as u64;
+                let page = page?;
+                let count = page.len() as u64;
+                let writes = self.removals(&collection, page).await?;
                 for result in self.source.apply(writes, false).await? {
-                    result.map_err(|error| {
-                        Error::from(error)
-                            .hint("it was changed after it was verified: migrate again to take the change along")
+                    result.map_err(|error| match error.kind {
+                        ErrorKind::VersionConflict | ErrorKind::NotFound => Error::from(error).hint(CHANGED_HINT),
+                        _ => error.into(),
                     })?;
                     self.reports[position].removed += 1;
                 }
-                self.tell(Event::Advanced { step: Step::CleanUp, collection: name.clone(), entities: count });
+                let collection = collection.name.clone();
+                self.tell(Event::Advanced { step: Step::CleanUp, collection, entities: count });
             }
         }
         let removed: u64 = self.reports.iter().map(|report| report.removed).sum();
-        self.ended(Step::CleanUp, since, format!("{removed} entities removed from the source"));
+        self.ended(Step::CleanUp, since, format!("{} removed from the source", entities(removed)));
         Ok(())
+    }
+
+    async fn removals(&self, collection: &Collection, page: Vec<Entity>) -> Result<Vec<Write>> {
+        let names: Vec<String> = page.iter().map(|entity| entity.id.clone()).collect();
+        let stored = self.target.get(&collection.name, &names).await?;
+        let mut removals = Vec::with_capacity(page.len());
+        for (entity, stored) in page.into_iter().zip(stored) {
+            let (entity, fields) = self.source.checked(collection, entity)?;
+            let is_there = match stored {
+                Some(stored) => json::equal_objects(&fields, &json::parse_object(&stored.body)?),
+                None => false,
+            };
+            if is_there {
+                let expect = Expectation::Version(entity.version);
+                removals.push(Write::Remove(Removal { collection: collection.name.clone(), id: entity.id, expect }));
+            } else if self.options.existing != Existing::Skip {
+                let message =
+                    format!("{} `{}` is not in the target as it is here", collection.name, one_line(&entity.id));
+                return Err(Error::new(Kind::Differs, message).hint(CHANGED_HINT));
+            }
+        }
+        Ok(removals)
     }
 }
 
@@ -657,16 +685,49 @@ pub(crate) fn read_ahead(
     receiver
 }
 
+/// "1 entity", "2 entities".
+pub(crate) fn entities(count: u64) -> String {
+    if count == 1 { "1 entity".into() } else { format!("{count} entities") }
+}
+
+/// What can be done about a rule that is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Remedy {
+    /// It is no entity, wherever it is to go.
+    CorrectSource,
+    /// The target has a rule that the source has not.
+    RelaxTarget,
+    /// The target has another entity of that name.
+    ChooseExisting,
+}
+
+impl Remedy {
+    fn hint(self) -> &'static str {
+        match self {
+            Remedy::CorrectSource => "correct the entities in the source",
+            Remedy::RelaxTarget => {
+                "correct the entities in the source, or let the target be less strict: for a SQL store, \
+                 `\"constraints\": \"relaxed\"` keeps required fields, lengths and references open"
+            }
+            Remedy::ChooseExisting => {
+                "say with --existing skip or --existing overwrite whether the target's content stays or is replaced"
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct BrokenRules {
     rules: BTreeMap<String, (u64, String)>,
+    remedies: BTreeSet<Remedy>,
     entities: HashSet<[u8; 16]>,
     more: u64,
 }
 
 impl BrokenRules {
-    fn add(&mut self, rule: String, collection: &str, id: &str) {
+    fn add(&mut self, rule: String, remedy: Remedy, collection: &str, id: &str) {
         self.entities.insert(hash(&[collection, id]));
+        self.remedies.insert(remedy);
         if let Some((count, _)) = self.rules.get_mut(&rule) {
             *count += 1;
         } else if self.rules.len() < RULES_MAX {
@@ -676,23 +737,25 @@ impl BrokenRules {
         }
     }
 
-    fn into_error(self, target: &str) -> Error {
-        let count = self.entities.len();
-        let entities = if count == 1 { "entity breaks".into() } else { format!("{count} entities break") };
-        let entities = if count == 1 { format!("1 {entities}") } else { entities };
-        let mut error =
-            Error::new(Kind::Differs, format!("{entities} a rule of store `{target}`; nothing was written"));
+    fn into_error(mut self, target: &str) -> Error {
+        let count = self.entities.len() as u64;
+        let verb = if count == 1 { "breaks" } else { "break" };
+        let mut error = Error::new(
+            Kind::Differs,
+            format!("{} {verb} a rule of store `{target}`; nothing was written", entities(count)),
+        );
         for (rule, (count, example)) in self.rules {
-            let entities = if count == 1 { "entity" } else { "entities" };
-            error = error.caused_by(format!("{rule}: {count} {entities}, for example `{example}`"));
+            error = error.caused_by(format!("{rule}: {}, for example `{example}`", entities(count)));
         }
         if self.more > 0 {
             error = error.caused_by(format!("{} more under other rules", self.more));
         }
-        error.hint(
-            "correct the entities in the source, or let the target be less strict: for a SQL store, \
-             `\"constraints\": \"relaxed\"` keeps required fields, lengths and references open",
-        )
+        if self.remedies.contains(&Remedy::RelaxTarget) {
+            // Its hint says so too.
+            self.remedies.remove(&Remedy::CorrectSource);
+        }
+        let hints: Vec<&str> = self.remedies.into_iter().map(Remedy::hint).collect();
+        error.hint(hints.join("; "))
     }
 }
 
@@ -767,6 +830,7 @@ impl ReferencedIds {
             if is_read && !self.known[&reference.collection].contains(&hash(&[to])) {
                 broken.add(
                     format!("{}.{} names an entity of {}", collection.name, reference.field, reference.collection),
+                    Remedy::RelaxTarget,
                     &collection.name,
                     id,
                 );

@@ -15,10 +15,7 @@ use crate::output;
 pub(super) async fn run(context: &mut Context, from: &str, to: &str, args: MigrateOptions) -> Result<()> {
     let config = context.host.config();
     let (from_store, to_store) = (config.store(Some(from))?, config.store(Some(to))?);
-    if from_store.strategy == to_store.strategy
-        && from_store.grants == to_store.grants
-        && from_store.section == to_store.section
-    {
+    if from_store.is_same_place(&to_store) {
         return Err(Error::usage(format!("`{from}` and `{to}` are the same place"))
             .hint("name two different stores with --from and --to"));
     }
@@ -34,6 +31,12 @@ pub(super) async fn run(context: &mut Context, from: &str, to: &str, args: Migra
         cleanup_source: args.cleanup_source || settings.cleanup_source,
         workers: args.workers.unwrap_or(settings.parallel_workers),
     };
+    if options.cleanup_source && from_store.grants.overlap(&to_store.grants) {
+        return Err(Error::usage(format!(
+            "`{from}` and `{to}` share a directory or a database, and cleaning up the one could empty the other"
+        ))
+        .hint("leave out --cleanup-source (or unset `cleanup_source`), and remove by hand what is no longer needed"));
+    }
     let source = context.open(Some(from)).await?;
     let target = context.open(Some(to)).await?;
     let mut progress = Progress::new(context.printer.format());
@@ -141,9 +144,11 @@ fn show(context: &mut Context, from: &str, to: &str, report: &Report) -> Result<
         output::note("dry run: nothing was written");
         return Ok(());
     }
-    let read = report.collections.iter().map(|it| it.read).sum::<u64>();
+    let (read, skipped) =
+        report.collections.iter().fold((0, 0), |(read, skipped), it| (read + it.read, skipped + it.skipped));
     let proof = if report.verified { "verified equal" } else { "not verified" };
-    output::note(format!("migrated {} from `{from}` to `{to}`, {proof}", entities(read)));
+    let left = if skipped == 0 { String::new() } else { format!("; {} skipped", entities(skipped)) };
+    output::note(format!("migrated {} from `{from}` to `{to}`, {proof}{left}", entities(read - skipped)));
     Ok(())
 }
 

@@ -456,7 +456,7 @@ fn reaches(store: &Store, granted: &Path, what: &str) -> Error {
 }
 
 /// The path with its links followed, as far as it exists: what is compared to tell whether one place holds another.
-fn settled(path: &Path) -> PathBuf {
+pub(super) fn settled(path: &Path) -> PathBuf {
     let mut rest = Vec::new();
     let mut known = path;
     loop {
