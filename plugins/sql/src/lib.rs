@@ -64,7 +64,7 @@ impl<S: Sql + Default> Strategy for SqlStore<S> {
 
     /// A commit is durable already.
     fn flush(&mut self) -> Result<()> {
-        Ok(())
+        self.flush()
     }
 
     fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {

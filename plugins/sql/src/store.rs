@@ -301,9 +301,15 @@ impl<S: Sql> SqlStore<S> {
     /// Bulk write.
     pub(crate) fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
         let position = self.position(collection)?;
-        self.write(&[position], |store, run| {
+        let transaction = self.sql.begin_bulk()?;
+        self.write_in(transaction, &[position], |store, run| {
             write::load(&store.tables[position], &store.tables, run, store.strict, entities, existing)
         })
+    }
+
+    /// Makes what was loaded durable.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.sql.sync()
     }
 
     /// Rules that the entities break.
@@ -410,6 +416,15 @@ impl<S: Sql> SqlStore<S> {
     /// Writes in one transaction of its own, to tables that it makes where they are missing.
     fn write<T>(&mut self, touched: &[usize], write: impl FnOnce(&Self, Run) -> Result<T>) -> Result<T> {
         let transaction = self.sql.begin(None, false)?;
+        self.write_in(transaction, touched, write)
+    }
+
+    fn write_in<T>(
+        &mut self,
+        transaction: S::Transaction,
+        touched: &[usize],
+        write: impl FnOnce(&Self, Run) -> Result<T>,
+    ) -> Result<T> {
         let run: Run = &|text, params, max_bytes| transaction.query(text, params, max_bytes);
         let unknown: Vec<usize> = touched
             .iter()

@@ -22,7 +22,11 @@ pub(super) struct Native {
 
 impl Native {
     pub(super) fn open(path: &Path) -> Native {
-        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).foreign_keys(true);
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .journal_mode(sqlx::sqlite::SqliteJournalMode::Wal);
         let runtime = Arc::new(Runtime::new().unwrap());
         let pool = runtime.block_on(async { SqlitePoolOptions::new().max_connections(4).connect_lazy_with(options) });
         Native { path: path.to_owned(), pool, runtime }
@@ -53,6 +57,15 @@ impl Sql for Native {
         let begin = if read_only { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" };
         let inner = self.runtime.block_on(self.pool.begin_with(begin)).map_err(translate)?;
         Ok(NativeTransaction { inner: RefCell::new(Some(inner)), runtime: Arc::clone(&self.runtime) })
+    }
+
+    /// Here every transaction is durable when it ends.
+    fn begin_bulk(&self) -> Result<NativeTransaction> {
+        self.begin(None, false)
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
     }
 }
 
