@@ -22,11 +22,7 @@ pub(super) struct Native {
 
 impl Native {
     pub(super) fn open(path: &Path) -> Native {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .foreign_keys(true)
-            .journal_mode(sqlx::sqlite::SqliteJournalMode::Wal);
+        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).foreign_keys(true);
         let runtime = Arc::new(Runtime::new().unwrap());
         let pool = runtime.block_on(async { SqlitePoolOptions::new().max_connections(4).connect_lazy_with(options) });
         Native { path: path.to_owned(), pool, runtime }
@@ -55,7 +51,13 @@ impl Sql for Native {
 
     fn begin(&self, _isolation: Option<Isolation>, read_only: bool) -> Result<NativeTransaction> {
         let begin = if read_only { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" };
-        let inner = self.runtime.block_on(self.pool.begin_with(begin)).map_err(translate)?;
+        let begun = self.runtime.block_on(async {
+            if !read_only {
+                self.pool.execute("PRAGMA journal_mode = WAL").await?;
+            }
+            self.pool.begin_with(begin).await
+        });
+        let inner = begun.map_err(translate)?;
         Ok(NativeTransaction { inner: RefCell::new(Some(inner)), runtime: Arc::clone(&self.runtime) })
     }
 
