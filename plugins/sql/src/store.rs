@@ -78,7 +78,7 @@ impl<S: Sql> SqlStore<S> {
 
     fn position(&self, collection: &str) -> Result<usize> {
         let position = self.tables.iter().position(|table| table.collection.name == collection);
-        position.ok_or_else(|| Error::invalid(format!("`{collection}` is no configured collection")))
+        position.ok_or_else(|| write::unknown(collection))
     }
 
     /// Names of all tables.
@@ -279,20 +279,22 @@ impl<S: Sql> SqlStore<S> {
 
     /// Writes.
     pub(crate) fn apply(&mut self, writes: Vec<Write>, atomic: bool, now: &str) -> Result<Vec<Result<Outcome>>> {
-        let touched = self.touched(&writes)?;
+        let touched = self.touched(&writes, atomic)?;
         self.write(&touched, |store, run| {
             let apply = Apply { tables: &store.tables, run, strict: store.strict, now };
             apply.apply(writes, atomic)
         })
     }
 
-    /// Positions of the tables that the writes are about.
-    fn touched(&self, writes: &[Write]) -> Result<Vec<usize>> {
+    /// Positions of the tables that the writes are about. Where they stand alone, only those of an unknown collection
+    /// fail.
+    fn touched(&self, writes: &[Write], atomic: bool) -> Result<Vec<usize>> {
         let mut touched = Vec::new();
         for (i, write) in writes.iter().enumerate() {
-            let position = self.position(write.target().0).map_err(|error| error.at_write(i))?;
-            if !touched.contains(&position) {
-                touched.push(position);
+            match self.position(write.target().0) {
+                Ok(position) if !touched.contains(&position) => touched.push(position),
+                Err(error) if atomic => return Err(error.at_write(i)),
+                _ => {}
             }
         }
         Ok(touched)
@@ -301,9 +303,10 @@ impl<S: Sql> SqlStore<S> {
     /// Bulk write.
     pub(crate) fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
         let position = self.position(collection)?;
+        let parsed = write::parse(&self.tables[position], self.strict, &entities);
         let transaction = self.sql.begin_bulk()?;
         self.write_in(transaction, &[position], |store, run| {
-            write::load(&store.tables[position], &store.tables, run, store.strict, entities, existing)
+            write::load(&store.tables[position], &store.tables, run, &entities, parsed, existing)
         })
     }
 
@@ -368,7 +371,7 @@ impl<S: Sql> SqlStore<S> {
         now: &str,
     ) -> Result<Vec<Outcome>> {
         transaction.usable()?;
-        let touched = self.touched(&writes)?;
+        let touched = self.touched(&writes, true)?;
         let run: Run = &|text, params, max_bytes| transaction.inner.query(text, params, max_bytes);
         let apply = Apply { tables: &self.tables, run, strict: self.strict, now };
         let result = make_missing(&self.tables, &touched, run)

@@ -483,6 +483,12 @@ fn writes_are_checked_stamped_and_all_or_nothing() {
         assert_eq!(results[1], Err(kind));
         assert!(results[0].is_ok() && results[2].is_ok(), "{results:?}");
     }
+    let unknown = vec![remove("nothing", "a", Expectation::Any), remove("requests", "r2", Expectation::Any)];
+    let error = fixture.store.apply(unknown.clone(), true, NOW).unwrap_err();
+    assert_eq!((error.kind, error.write_index), (ErrorKind::InvalidArgument, Some(0)));
+    let results = fixture.store.apply(unknown, false, NOW).unwrap();
+    assert_eq!(results[0].as_ref().unwrap_err().kind, ErrorKind::InvalidArgument);
+    assert!(results[1].as_ref().unwrap().existed);
     let twice = vec![remove("requests", "r2", Expectation::Any), remove("requests", "r2", Expectation::Any)];
     assert_eq!(fixture.store.apply(twice, true, NOW).unwrap_err().kind, ErrorKind::InvalidArgument);
 }

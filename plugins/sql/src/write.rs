@@ -227,7 +227,12 @@ fn explain_removal(table: &Table, tables: &[Table], run: Run, id: &str, error: E
     Ok(Error { message: format!("{name} `{id}`: {}", error.message), ..error })
 }
 
-pub(crate) fn find<'a>(tables: &'a [Table], collection: &str) -> Option<&'a Table> {
+/// The error about a collection that was not given to `open`.
+pub(crate) fn unknown(collection: &str) -> Error {
+    Error::invalid(format!("`{collection}` is no configured collection"))
+}
+
+fn find<'a>(tables: &'a [Table], collection: &str) -> Option<&'a Table> {
     tables.iter().find(|table| table.collection.name == collection)
 }
 
@@ -252,7 +257,7 @@ fn check_rules(table: &Table, strict: bool, id: &str, entity: &Map<String, Value
     }
 }
 
-/// The writes of an `apply`, each table of which is there.
+/// The writes of an `apply`. Their tables are there.
 pub(crate) struct Apply<'a> {
     pub(crate) tables: &'a [Table],
     pub(crate) run: Run<'a>,
@@ -290,7 +295,14 @@ impl Apply<'_> {
         for (i, write) in writes.iter().enumerate() {
             let (collection, id) = write.target();
             let position = self.tables.iter().position(|table| table.collection.name == collection);
-            let position = position.expect("the caller knows every collection");
+            let Some(position) = position else {
+                let error = unknown(collection);
+                if atomic {
+                    return Err(error.at_write(i));
+                }
+                results.push(Err(error));
+                continue;
+            };
             let table = &self.tables[position];
             let target = (position, id.to_owned());
             let is_other =
@@ -435,13 +447,24 @@ pub(crate) fn violations(table: &Table, strict: bool, entity: &Entity) -> Vec<St
     }
 }
 
+/// The members of each entity, or why it is refused. Before the transaction, so that another call can write meanwhile.
+pub(crate) fn parse(table: &Table, strict: bool, entities: &[Entity]) -> Vec<Result<Map<String, Value>>> {
+    let parse = |entity: &Entity| {
+        check_size(table, &entity.id, &entity.body)?;
+        let members = entity::parse(&table.collection, Some(&entity.id), &entity.body)?;
+        check_rules(table, strict, &entity.id, &members)?;
+        Ok(members)
+    };
+    entities.iter().map(parse).collect()
+}
+
 /// Loads entities as they are.
 pub(crate) fn load(
     table: &Table,
     tables: &[Table],
     run: Run,
-    strict: bool,
-    entities: Vec<Entity>,
+    entities: &[Entity],
+    parsed: Vec<Result<Map<String, Value>>>,
     existing: Existing,
 ) -> Result<Loaded> {
     let mut loaded = Loaded::default();
@@ -459,10 +482,7 @@ pub(crate) fn load(
         loaded.refused.extend(refused.into_iter().map(|(i, error)| (i as u32, error)));
         Ok(())
     };
-    for (i, entity) in entities.iter().enumerate() {
-        let members = check_size(table, &entity.id, &entity.body)
-            .and_then(|()| entity::parse(&table.collection, Some(&entity.id), &entity.body))
-            .and_then(|members| check_rules(table, strict, &entity.id, &members).map(|()| members));
+    for ((i, entity), members) in entities.iter().enumerate().zip(parsed) {
         let members = match members {
             Ok(members) => members,
             Err(error) => {
