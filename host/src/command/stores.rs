@@ -7,7 +7,7 @@ use crate::cli::StoresCommand;
 use crate::config::{Grants, SqlGrant};
 use crate::error::Result;
 use crate::output;
-use crate::plugin::instance::one_line;
+use crate::plugin::instance::{one_line, statement_line};
 
 pub(super) async fn run(context: &mut Context, command: StoresCommand) -> Result<()> {
     match command {
@@ -126,7 +126,7 @@ async fn prepare(context: &mut Context, store: Option<&str>, dry_run: bool) -> R
     }
     for line in done {
         // DDL is of several lines, and meant to be read.
-        let text = line.lines().map(one_line).collect::<Vec<_>>().join("\n");
+        let text = line.lines().map(statement_line).collect::<Vec<_>>().join("\n");
         context.printer.result(text, &json!({ "store": repository.name(), "dry_run": dry_run, "made": line }))?;
     }
     Ok(())

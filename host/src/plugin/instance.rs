@@ -139,9 +139,17 @@ pub(crate) fn overran(plugin: &str, operation: &str, deadline: Duration) -> Erro
 
 /// Text from a plugin as one bounded line that a terminal can be shown: control characters are escaped.
 pub(crate) fn one_line(text: &str) -> String {
-    const CHARS_MAX: usize = 500;
+    escaped(text, 500)
+}
+
+/// The same for a line of a statement, which is of no use when it is cut.
+pub(crate) fn statement_line(text: &str) -> String {
+    escaped(text, 64_000)
+}
+
+fn escaped(text: &str, chars_max: usize) -> String {
     let mut line = String::new();
-    for character in text.chars().take(CHARS_MAX) {
+    for character in text.chars().take(chars_max) {
         // Controls move the cursor, and bidirectional overrides reorder what is read.
         if character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
             line.extend(character.escape_default());
