@@ -269,6 +269,15 @@ impl wit_sql::Host for State {
         let begun = self.database()?.begin(isolation_from_option(isolation), read_only).await;
         answer(begun.and_then(|transaction| keep::<_, Transaction>(self.table.push(transaction))))
     }
+
+    async fn begin_bulk(&mut self) -> Answer<Resource<Transaction>> {
+        let begun = self.database()?.begin_bulk().await;
+        answer(begun.and_then(|transaction| keep::<_, Transaction>(self.table.push(transaction))))
+    }
+
+    async fn sync(&mut self) -> Answer<()> {
+        answer(self.database()?.sync().await)
+    }
 }
 
 impl wit_sql::HostTransaction for State {

@@ -122,10 +122,10 @@ pub struct MigrateRepositoryArgs {
 /// How to migrate.
 #[derive(Debug, Args)]
 pub struct MigrateOptions {
-    /// Entities written at once [default: migration.batch_size, else 100].
+    /// Entities written at once [default: migration.batch_size, else 1000].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub batch_size: Option<u32>,
-    /// Readers of the source that run side by side [default: migration.parallel_workers, else 4].
+    /// Readers of the source, and writers of batches, that run side by side [default: migration.parallel_workers, else 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub workers: Option<u32>,
     /// Validate everything and write nothing.

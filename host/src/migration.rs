@@ -11,9 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use larder_model::{Collection, Entity, ErrorKind, Existing, Expectation, Removal, Write, json};
+use larder_model::{Collection, Entity, ErrorKind, Existing, Expectation, Loaded, Removal, Write, json};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
+use tokio::task::JoinSet;
 
 use crate::error::{Error, Kind, Result};
 use crate::plugin::instance::one_line;
@@ -46,7 +47,7 @@ pub struct Options {
     pub excluded: Vec<String>,
     /// Remove what was verified from the source.
     pub cleanup_source: bool,
-    /// Readers of the source that run side by side.
+    /// Readers of the source, and writers of batches, that run side by side.
     pub workers: u32,
 }
 
@@ -436,16 +437,21 @@ impl Migration<'_> {
         for position in 0..self.collections.len() {
             let name = self.collections[position].name.clone();
             let mut pages = read_ahead(self.source, &name, self.options.workers);
+            let mut loads = JoinSet::new();
             let mut moved = 0;
             while let Some(page) = pages.recv().await {
                 let mut page = page?.into_iter().peekable();
                 while page.peek().is_some() {
                     let batch: Vec<Entity> = page.by_ref().take(self.options.batch_size.max(1) as usize).collect();
-                    let count = batch.len() as u64;
-                    self.load(position, batch).await?;
-                    moved += count;
-                    self.tell(Event::Advanced { step: Step::Move, collection: name.clone(), entities: count });
+                    moved += batch.len() as u64;
+                    if loads.len() >= side_by_side(self.options.workers) as usize {
+                        self.account(position, loads.join_next().await)?;
+                    }
+                    loads.spawn(load(self.target.clone(), name.clone(), batch, self.options.existing));
                 }
+            }
+            while !loads.is_empty() {
+                self.account(position, loads.join_next().await)?;
             }
             if moved != self.reports[position].read {
                 return Err(source_changed(&name, self.reports[position].read, moved));
@@ -459,21 +465,23 @@ impl Migration<'_> {
         Ok(())
     }
 
-    async fn load(&mut self, position: usize, batch: Vec<Entity>) -> Result<()> {
-        let name = &self.collections[position].name;
-        let names: Vec<String> = batch.iter().map(|entity| entity.id.clone()).collect();
-        let loaded = self.target.load(name, batch, self.options.existing).await?;
+    /// Counts what became of a batch.
+    fn account(
+        &mut self,
+        position: usize,
+        ended: Option<std::result::Result<Result<(u64, Loaded)>, tokio::task::JoinError>>,
+    ) -> Result<()> {
+        let Some(ended) = ended else { return Ok(()) };
+        let (count, loaded) = ended.map_err(|error| {
+            Error::contract(ErrorKind::Internal, "the writing of a batch broke off").caused_by(error)
+        })??;
         let report = &mut self.reports[position];
         report.written += loaded.written;
         report.unchanged += loaded.unchanged;
         report.skipped += loaded.skipped;
-        match loaded.refused.into_iter().next() {
-            None => Ok(()),
-            Some((refused, error)) => {
-                let id = one_line(&names[refused as usize]);
-                Err(Error::from(error).context(format!("store `{}` refused {name} `{id}`", self.target.name())))
-            }
-        }
+        let collection = self.collections[position].name.clone();
+        self.tell(Event::Advanced { step: Step::Move, collection, entities: count });
+        Ok(())
     }
 
     /// Reads the target back. Where it was empty before, it must hold exactly the source; else the entities of the
@@ -653,15 +661,33 @@ async fn check_end(repository: &Repository, needed: &str) -> Result<()> {
     Ok(())
 }
 
+/// Writes a batch, all of which must be taken.
+async fn load(target: Repository, collection: String, batch: Vec<Entity>, existing: Existing) -> Result<(u64, Loaded)> {
+    let count = batch.len() as u64;
+    let ids: Vec<String> = batch.iter().map(|entity| entity.id.clone()).collect();
+    let loaded = target.load(&collection, batch, existing).await?;
+    match loaded.refused.first() {
+        None => Ok((count, loaded)),
+        Some((refused, error)) => {
+            let id = one_line(&ids[*refused as usize]);
+            Err(Error::from(error.clone()).context(format!("store `{}` refused {collection} `{id}`", target.name())))
+        }
+    }
+}
+
+/// More workers than cores only take turns.
+fn side_by_side(workers: u32) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    workers.clamp(1, u32::try_from(cores).unwrap_or(u32::MAX))
+}
+
 /// Reads a collection in the background, so that the next page is there when this one is done with.
 pub(crate) fn read_ahead(
     repository: &Repository,
     collection: &str,
     workers: u32,
 ) -> tokio::sync::mpsc::Receiver<Result<Vec<Entity>>> {
-    // More readers than cores only take turns.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
-    let segments = workers.clamp(1, cores);
+    let segments = side_by_side(workers);
     let (sender, receiver) = tokio::sync::mpsc::channel(PAGES_AHEAD);
     for segment in 0..segments {
         let (repository, collection, sender) = (repository.clone(), collection.to_owned(), sender.clone());

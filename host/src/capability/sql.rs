@@ -94,6 +94,20 @@ impl Database {
             Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin(read_only).await?))),
         }
     }
+
+    /// Begins a transaction that writes, and that is durable after [`Database::sync`].
+    pub(crate) async fn begin_bulk(&self) -> Result<Transaction> {
+        match &self.0 {
+            Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin_bulk().await?))),
+        }
+    }
+
+    /// Makes bulk transactions durable that were committed.
+    pub(crate) async fn sync(&self) -> Result<()> {
+        match &self.0 {
+            Backend::Sqlite(store) => store.sync().await,
+        }
+    }
 }
 
 /// An open transaction. Dropped without an end, it is rolled back.

@@ -80,7 +80,7 @@ fn an_empty_configuration_has_every_default() {
     assert_eq!(
         config.migration,
         MigrationSettings {
-            batch_size: 100,
+            batch_size: 1000,
             create_backup: true,
             backup_location: here("backups/"),
             validate_after_migration: true,
@@ -486,7 +486,7 @@ fn what_is_shown_is_a_configuration_that_means_the_same() {
     assert_eq!(again.store(None).unwrap().grants, config.store(None).unwrap().grants);
     assert_eq!(again.show(), config.show());
     assert_eq!(config.show()["storage"]["stores"]["archive"]["sql_strategy"]["pool_size"], 5);
-    assert_eq!(config.show()["migration"]["batch_size"], 100);
+    assert_eq!(config.show()["migration"]["batch_size"], 1000);
 }
 
 // Stores and grants.

@@ -434,7 +434,7 @@ pub(super) struct Migration {
 impl Default for Migration {
     fn default() -> Self {
         Migration {
-            batch_size: 100,
+            batch_size: 1000,
             create_backup: true,
             backup_location: "backups/".to_owned(),
             validate_after_migration: true,

@@ -342,6 +342,14 @@ impl Sql for HostSql {
     fn begin(&self, isolation: Option<model::Isolation>, read_only: bool) -> Result<Self::Transaction> {
         sql::begin(isolation.map(isolation_out), read_only).map_err(error_in)
     }
+
+    fn begin_bulk(&self) -> Result<Self::Transaction> {
+        sql::begin_bulk().map_err(error_in)
+    }
+
+    fn sync(&self) -> Result<()> {
+        sql::sync().map_err(error_in)
+    }
 }
 
 impl SqlTransaction for sql::Transaction {

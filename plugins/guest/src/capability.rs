@@ -92,6 +92,8 @@ pub trait Sql {
     fn size(&self) -> Result<Option<u64>>;
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows>;
     fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Self::Transaction>;
+    fn begin_bulk(&self) -> Result<Self::Transaction>;
+    fn sync(&self) -> Result<()>;
 }
 
 /// An open transaction; dropped, it is rolled back.

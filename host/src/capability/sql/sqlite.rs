@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use larder_model::{Error, ErrorKind, Result, Retry};
 use sqlx::{
     Arguments, AssertSqlSafe, ConnectOptions, Decode, Either, Executor, Row, Sqlite, SqlitePool, TypeInfo, ValueRef,
@@ -43,8 +43,16 @@ const STATEMENTS_KEPT_MAX: usize = 64;
 const CHECKED_TEXTS_MAX: usize = 512;
 const CHECKED_BYTES_MAX: usize = 8 << 20;
 
-/// Rows that SQLite runs ahead of the reader. Each may be as large as an entity.
-const ROWS_AHEAD_MAX: usize = 32;
+/// Rows that SQLite runs ahead of the reader. Each may be as large as an entity; fewer than it makes in [`READ_PAUSE`] would
+/// make it wait.
+const ROWS_AHEAD_MAX: usize = 256;
+/// Rows that are taken one by one as they come. More are a bulk read.
+const ROWS_AT_ONCE: usize = 16;
+/// How long a bulk read lets SQLite run ahead. To be woken for each row costs more than the row.
+const READ_PAUSE: Duration = Duration::from_millis(1);
+
+/// Pages that a connection keeps in memory. SQLite's own 2 MiB are too few for a bulk load with its indexes.
+const CACHE_KIB: u32 = 16 << 10;
 
 /// What a cell costs beside its content, in the reply.
 const CELL_BYTES: usize = 16;
@@ -87,6 +95,10 @@ pub(super) struct Store {
 struct Opened {
     identity: Identity,
     pool: SqlitePool,
+    /// Connections whose commits do not wait for the disk.
+    bulk: SqlitePool,
+    /// Whether a bulk transaction was committed since the last sync.
+    unsynced: Arc<AtomicBool>,
     /// Whether the file has its write-ahead log, or cannot have one.
     logged: Arc<AtomicBool>,
 }
@@ -117,9 +129,13 @@ impl Store {
     /// Bytes of the file and its log.
     pub(super) fn size(&self) -> Result<u64> {
         let Some(metadata) = self.metadata()? else { return Ok(0) };
-        let mut log = self.settings.path.clone().into_os_string();
-        log.push("-wal");
-        Ok(metadata.len() + fs::metadata(log).map_or(0, |log| log.len()))
+        Ok(metadata.len() + fs::metadata(self.log_path()).map_or(0, |log| log.len()))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        let mut path = self.settings.path.clone().into_os_string();
+        path.push("-wal");
+        path.into()
     }
 
     /// Connections that are open now.
@@ -179,7 +195,12 @@ impl Store {
         let identity = identity(&metadata);
         if file.as_ref().is_none_or(|opened| opened.identity != identity) {
             let options = SqliteConnectOptions::new().filename(&self.settings.path);
-            *file = Some(Opened { identity, pool: pool(&self.settings, options), logged: Arc::default() });
+            // In a database with a write-ahead log, NORMAL syncs the log only before what is in it goes to the file.
+            let bulk = options.clone().synchronous(SqliteSynchronous::Normal);
+            // One writes at a time in any case, and to wait for the connection is cheaper than to wait for the lock.
+            let bulk = pool(&SqliteSettings { pool_size: 1, max_overflow: 0, ..self.settings.clone() }, bulk);
+            let pool = pool(&self.settings, options.synchronous(SqliteSynchronous::Full));
+            *file = Some(Opened { identity, pool, bulk, unsynced: Arc::default(), logged: Arc::default() });
         }
         Ok(file.clone())
     }
@@ -219,14 +240,54 @@ impl Store {
     pub(super) async fn begin(self: &Arc<Self>, read_only: bool) -> Result<Transaction> {
         let opened = self.opened(!read_only)?;
         let pool = opened.as_ref().map_or(&self.empty, |opened| &opened.pool);
-        let mut lease = Lease::take(self, pool).await?;
-        if let Some(opened) = opened.as_ref().filter(|_| !read_only) {
+        let lease = Lease::take(self, pool).await?;
+        self.begin_on(lease, opened.as_ref(), read_only).await
+    }
+
+    /// Begins one that writes and whose commit does not wait for the disk.
+    pub(super) async fn begin_bulk(self: &Arc<Self>) -> Result<Transaction> {
+        let opened = self.opened(true)?.expect("it was to be made");
+        let lease = Lease::take(self, &opened.bulk).await?;
+        let mut transaction = self.begin_on(lease, Some(&opened), false).await?;
+        transaction.unsynced = Some(Arc::clone(&opened.unsynced));
+        Ok(transaction)
+    }
+
+    /// Puts on the disk what bulk transactions left in the log. What went from the log to the file was synced on its way.
+    pub(super) async fn sync(&self) -> Result<()> {
+        let Some(opened) = self.opened(false)? else { return Ok(()) };
+        if !opened.unsynced.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let path = self.log_path();
+        // SQLite holds no lock on the log, so that opening and closing it drops none.
+        let synced = tokio::task::spawn_blocking(move || match fs::File::open(&path) {
+            Ok(log) => log.sync_all(),
+            // Without a log every commit went to the file, and was synced there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        });
+        let synced = synced.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        synced.map_err(|error| {
+            opened.unsynced.store(true, Ordering::Release);
+            let message = format!("the log of `{}` cannot be synced: {}", self.name, error.kind());
+            Error { retry: Retry::UnknownOutcome, ..Error::new(ErrorKind::Unavailable, message) }
+        })
+    }
+
+    async fn begin_on(
+        self: &Arc<Self>,
+        mut lease: Lease,
+        opened: Option<&Opened>,
+        read_only: bool,
+    ) -> Result<Transaction> {
+        if let Some(opened) = opened.filter(|_| !read_only) {
             self.start_log(opened, lease.connection()).await;
         }
         // From here on whoever drops the lease rolls back, this future too.
         lease.in_transaction = true;
         self.command(&mut lease, if read_only { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" }).await?;
-        Ok(Transaction { store: Arc::clone(self), lease, read_only, ended: false })
+        Ok(Transaction { store: Arc::clone(self), lease, read_only, ended: false, unsynced: None })
     }
 
     /// Where it does not work, the database keeps its rollback journal and works all the same: because somebody else
@@ -323,6 +384,8 @@ pub(super) struct Transaction {
     read_only: bool,
     /// SQLite ended it, after an error.
     ended: bool,
+    /// Where a bulk transaction notes that it was committed.
+    unsynced: Option<Arc<AtomicBool>>,
 }
 
 impl Transaction {
@@ -357,6 +420,9 @@ impl Transaction {
         // An error leaves the lease to be rolled back.
         match self.store.command(&mut self.lease, "COMMIT").await {
             Ok(()) => {
+                if let Some(unsynced) = &self.unsynced {
+                    unsynced.store(true, Ordering::Release);
+                }
                 self.lease.in_transaction = false;
                 self.lease.give_back().await;
                 Ok(())
@@ -463,11 +529,12 @@ fn pool(settings: &SqliteSettings, options: SqliteConnectOptions) -> SqlitePool 
     let (kept, timeout) = (settings.pool_size.max(1), settings.timeout);
     let options = options
         .foreign_keys(true)
-        .synchronous(SqliteSynchronous::Full)
         // SQLite counts milliseconds in 31 bits.
         .busy_timeout(timeout.min(Duration::from_secs(1_000_000)))
         .statement_cache_capacity(if settings.query_cache { STATEMENTS_KEPT_MAX } else { 0 })
         .row_buffer_size(ROWS_AHEAD_MAX)
+        // A negative number is KiB. What a transaction changed stays in memory until its end.
+        .pragma("cache_size", format!("-{CACHE_KIB}"))
         .thread_name(|id| format!("larder-sqlite-{id}"))
         .disable_statement_logging();
     SqlitePoolOptions::new()
@@ -541,7 +608,18 @@ async fn read<'q>(
     let mut stream = connection.fetch_many(query);
     let mut rows = Rows::default();
     let mut bytes = 0;
-    while let Some(step) = stream.next().await {
+    let mut rows_count = 0;
+    loop {
+        let ready = if rows_count < ROWS_AT_ONCE { None } else { stream.next().now_or_never() };
+        let step = match ready {
+            Some(step) => step,
+            None if rows_count < ROWS_AT_ONCE => stream.next().await,
+            None => {
+                tokio::time::sleep(READ_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(step) = step else { break };
         match step? {
             Either::Left(done) => rows.affected += done.rows_affected(),
             Either::Right(_) if bytes >= max_bytes => {
@@ -553,6 +631,7 @@ async fn read<'q>(
                     rows.columns = row.columns().iter().map(|column| sqlx::Column::name(column).to_owned()).collect();
                 }
                 bytes += decode(&row, &mut rows.cells)?;
+                rows_count += 1;
             }
         }
     }
