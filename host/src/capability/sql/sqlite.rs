@@ -452,6 +452,9 @@ struct Lease {
     in_transaction: bool,
     /// It may still be running something: it is closed.
     broken: bool,
+    /// It was dropped and has a task that rolls back. At the end of the runtime the task is dropped, and a new one would be
+    /// dropped at once, in a circle: it is closed.
+    is_dropped: bool,
 }
 
 impl Lease {
@@ -465,7 +468,7 @@ impl Lease {
             other => translate(&store.name, other),
         })?;
         let (pool, kept) = (pool.clone(), store.settings.pool_size.max(1));
-        Ok(Lease { connection: Some(connection), pool, kept, in_transaction: false, broken: false })
+        Ok(Lease { connection: Some(connection), pool, kept, in_transaction: false, broken: false, is_dropped: false })
     }
 
     fn connection(&mut self) -> &mut SqliteConnection {
@@ -508,9 +511,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if self.in_transaction && !self.broken => {
+            Ok(runtime) if self.in_transaction && !self.broken && !self.is_dropped => {
                 let pool = self.pool.clone();
-                let mut lease = Lease { connection: Some(connection), pool, ..*self };
+                let mut lease = Lease { connection: Some(connection), pool, is_dropped: true, ..*self };
                 runtime.spawn(async move {
                     lease.roll_back().await;
                     lease.give_back().await;

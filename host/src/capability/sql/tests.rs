@@ -253,6 +253,26 @@ async fn a_transaction_is_committed_rolled_back_or_dropped() {
     assert_eq!(run(&database, "SELECT id FROM t").await.unwrap().cells, [text("committed")]);
 }
 
+#[test]
+fn a_transaction_that_is_open_when_the_runtime_ends_is_rolled_back() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let ending = runtime();
+    let (directory, database) = ending.block_on(with_table());
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    ending.spawn(async move {
+        let mut transaction = database.begin(None, false).await.unwrap();
+        transaction.query("INSERT INTO t VALUES ('a', 1, NULL)", Vec::new(), 0).await.unwrap();
+        begun.send(()).unwrap();
+        std::future::pending::<()>().await;
+    });
+    has_begun.recv().unwrap();
+    drop(ending);
+
+    let database = Database::open_sqlite(settings(&directory.path().join("test.db")));
+    let rows = runtime().block_on(run(&database, "SELECT COUNT(*) FROM t")).unwrap();
+    assert_eq!(rows.cells, [SqlValue::Integer(0)]);
+}
+
 #[tokio::test]
 async fn nothing_runs_outside_a_transaction_that_sqlite_ended() {
     let (_directory, database) = with_table().await;
