@@ -7,11 +7,11 @@
 mod backup;
 mod digest;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use larder_model::{Collection, Entity, ErrorKind, Existing, Expectation, Loaded, Removal, Write, json};
+use larder_model::{Collection, Entity, ErrorKind, Existing, Expectation, Loaded, Removal, Violation, Write, json};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
@@ -352,17 +352,28 @@ impl Migration<'_> {
             ids.add_all_of(self.target, &collection.name).await?;
         }
         let mut pages = read_ahead(self.source, &collection.name, self.options.workers);
-        while let Some(page) = pages.recv().await {
-            let page = page?;
-            let count = page.len() as u64;
-            // The host and the target look at the same page side by side.
-            let judged = self.target.validate(&collection.name, page.clone());
-            let looked = look_at(self.source.clone(), collection.clone(), page);
-            let (violations, looked) = tokio::join!(judged, looked);
-            let Looked { entities, digest } = looked?;
+        // Pages are looked at side by side, and judged in the order in which they were read.
+        let mut looking = VecDeque::new();
+        loop {
+            if looking.len() < side_by_side(self.options.workers) as usize
+                && let Some(page) = pages.recv().await
+            {
+                let page = page?;
+                let for_target = self.target.opened().has_rules.then(|| page.clone());
+                looking.push_back((for_target, look_at(self.source, self.target, &collection, page)));
+                continue;
+            }
+            let Some((for_target, looked)) = looking.pop_front() else { break };
+            let violations = match for_target {
+                Some(page) => self.target.validate(&collection.name, page).await,
+                None => Ok(Vec::new()),
+            };
+            let looked = looked.await.map_err(|error| broke_off("reading", error));
+            let Looked { entities, digest, violations: seen } = looked?;
+            let count = entities.len() as u64;
             self.reports[position].read += count;
             self.reports[position].source_digest.merge(&digest);
-            for violation in violations? {
+            for violation in violations?.into_iter().chain(seen) {
                 let (id, found) = &entities[violation.entity as usize];
                 // What is no entity at all breaks that rule, and no other.
                 if found.is_ok() {
@@ -472,9 +483,7 @@ impl Migration<'_> {
         ended: Option<std::result::Result<Result<(u64, Loaded)>, tokio::task::JoinError>>,
     ) -> Result<()> {
         let Some(ended) = ended else { return Ok(()) };
-        let (count, loaded) = ended.map_err(|error| {
-            Error::contract(ErrorKind::Internal, "the writing of a batch broke off").caused_by(error)
-        })??;
+        let (count, loaded) = ended.map_err(|error| broke_off("writing", error))??;
         let report = &mut self.reports[position];
         report.written += loaded.written;
         report.unchanged += loaded.unchanged;
@@ -593,22 +602,43 @@ impl Migration<'_> {
     }
 }
 
+/// The fields of an entity, or the rule that it breaks by being none.
+type Found = std::result::Result<Map<String, Value>, String>;
+
 /// A page of the source as the host sees it.
 struct Looked {
-    /// The fields of each entity, or the rule that it breaks by being none.
-    entities: Vec<(String, std::result::Result<Map<String, Value>, String>)>,
+    entities: Vec<(String, Found)>,
     digest: Digest,
+    /// Rules that the target told the host of.
+    violations: Vec<Violation>,
 }
 
 /// Parses, checks and digests a page on another thread.
-async fn look_at(source: Repository, collection: Collection, page: Vec<Entity>) -> Result<Looked> {
-    let looked = tokio::task::spawn_blocking(move || {
-        let mut looked = Looked { entities: Vec::with_capacity(page.len()), digest: Digest::default() };
-        for entity in page {
+fn look_at(
+    source: &Repository,
+    target: &Repository,
+    collection: &Collection,
+    page: Vec<Entity>,
+) -> tokio::task::JoinHandle<Looked> {
+    let (source, target, collection) = (source.clone(), target.clone(), collection.clone());
+    tokio::task::spawn_blocking(move || {
+        let mut looked =
+            Looked { entities: Vec::with_capacity(page.len()), digest: Digest::default(), violations: Vec::new() };
+        let enforces_fields = target.opened().enforces_fields;
+        let bytes_max = target.plugin().description.max_entity_bytes;
+        for (position, entity) in (0..).zip(page) {
             let id = entity.id.clone();
+            if entity.body.len() as u64 > bytes_max {
+                let rule = format!("{}: an entity has at most {bytes_max} bytes", collection.name);
+                looked.violations.push(Violation { entity: position, rule });
+            }
             let found = match source.checked(&collection, entity) {
                 Ok((_, fields)) => {
                     looked.digest.add(&id, &fields);
+                    if enforces_fields {
+                        let rules = larder_model::rules::violations(&collection, &fields);
+                        looked.violations.extend(rules.into_iter().map(|rule| Violation { entity: position, rule }));
+                    }
                     Ok(fields)
                 }
                 // The reason without the entity's name is the rule.
@@ -622,8 +652,12 @@ async fn look_at(source: Repository, collection: Collection, page: Vec<Entity>) 
             looked.entities.push((id, found));
         }
         looked
-    });
-    looked.await.map_err(|error| Error::contract(ErrorKind::Internal, "cannot look at a page").caused_by(error))
+    })
+}
+
+/// A task of ours panicked.
+fn broke_off(what: &str, error: tokio::task::JoinError) -> Error {
+    Error::contract(ErrorKind::Internal, format!("{what} a page broke off")).caused_by(error)
 }
 
 fn source_changed(collection: &str, before: u64, now: u64) -> Error {

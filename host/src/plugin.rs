@@ -169,6 +169,18 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// A component whose functions do not have the types that they have here.
+#[derive(Debug)]
+struct OtherContract(String);
+
+impl std::fmt::Display for OtherContract {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for OtherContract {}
+
 type Refusal<M> = (M, &'static str);
 
 /// A component and a core module begin alike and differ in the layer, the second half of the version word.
@@ -238,12 +250,21 @@ async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<
     let mut store = Store::new(engine, State::new(instance::DESCRIBE_MEMORY_BYTES_MAX, None, None));
     instance::arm(&mut store);
     let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {
-        let strategy = pre.instantiate_async(&mut store).await?;
-        strategy.larder_storage_repository().call_describe(&mut store).await
+        match pre.instantiate_async(&mut store).await {
+            Ok(strategy) => Ok(strategy.larder_storage_repository().call_describe(&mut store).await?),
+            Err(error) if error.is::<wasmtime::Trap>() => Err(error),
+            // Its functions have other types than this host's, whatever version they claim.
+            Err(error) => Err(wasmtime::Error::from(OtherContract(instance::one_line(&format!("{error:#}"))))),
+        }
     })
     .await;
     let description = match described {
         Ok(Ok(description)) => description,
+        Ok(Err(error)) if error.is::<OtherContract>() => {
+            return Err(Error::refused(format!("it was built for another revision of the contract {PACKAGE_VERSION}"))
+                .caused_by(error)
+                .hint("build it again from the sources of this version of larder"));
+        }
         Ok(Err(error)) => return Err(instance::trapped(name, "describe", &error, store.data())),
         Err(_) => return Err(instance::overran(name, "describe", DESCRIBE_DEADLINE)),
     };

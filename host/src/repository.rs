@@ -185,6 +185,8 @@ impl Store {
                 Ok(Ok(Ok(opened))) => {
                     let _ = self.opened.set(Opened {
                         enforces_references: opened.enforces_references,
+                        enforces_fields: opened.enforces_fields,
+                        has_rules: opened.has_rules,
                         warnings: opened.warnings.iter().map(|warning| one_line(warning)).collect(),
                     });
                     return Ok(instance);
@@ -585,7 +587,7 @@ impl Repository {
         })
     }
 
-    /// Which rules of the store each entity breaks, references aside.
+    /// Which of the strategy's own rules each entity breaks; asked where `Opened::has_rules`.
     pub(crate) async fn validate(&self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
         self.collection(collection)?;
         let count = entities.len();

@@ -372,6 +372,10 @@ pub struct Description {
 pub struct Opened {
     /// A reference that points nowhere is `rejected`.
     pub enforces_references: bool,
+    /// A required field that is missing, or a text that is too long, is `rejected`.
+    pub enforces_fields: bool,
+    /// There are rules that only `validate` knows.
+    pub has_rules: bool,
     /// Sentences that whoever opened it should read.
     pub warnings: Vec<String>,
 }

@@ -96,7 +96,12 @@ impl<P: Plugin> wit::Guest for Exports<P> {
             let collections = collections.into_iter().map(collection_in).collect();
             let (store, opened) = P::Strategy::open(&config, collections).map_err(error_out)?;
             *open = Some(store);
-            Ok(wit::Opened { enforces_references: opened.enforces_references, warnings: opened.warnings })
+            Ok(wit::Opened {
+                enforces_references: opened.enforces_references,
+                enforces_fields: opened.enforces_fields,
+                has_rules: opened.has_rules,
+                warnings: opened.warnings,
+            })
         })
     }
 

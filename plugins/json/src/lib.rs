@@ -94,8 +94,9 @@ impl<F: Files + Default> Strategy for JsonStore<F> {
         self.load(collection, entities, existing)
     }
 
-    fn validate(&mut self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
-        JsonStore::validate(self, collection, entities)
+    /// There are no rules but those of ids and sizes, which the host knows.
+    fn validate(&mut self, _collection: &str, _entities: Vec<Entity>) -> Result<Vec<Violation>> {
+        Ok(Vec::new())
     }
 
     fn begin(&mut self, _isolation: Option<Isolation>, read_only: bool) -> Result<Transaction<F>> {

@@ -17,7 +17,7 @@ use std::{
 use larder_guest::{Files, LockMode};
 use larder_model::{
     Batch, Collection, Entity, Error, ErrorKind, Existing, Expectation, Loaded, Opened, Outcome, Page, Put, Query,
-    Result, Violation, Write, entity, filter::Filter, json,
+    Result, Write, entity, filter::Filter, json,
 };
 use serde_json::{Map, Value};
 
@@ -380,27 +380,6 @@ impl<F: Files> JsonStore<F> {
         }
         self.pending.set(name, id, Some(text::compact(&entity.body)));
         Ok(Some(true))
-    }
-
-    pub(crate) fn validate(&self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
-        let definition = self.collection(collection)?;
-        let mut violations = Vec::new();
-        for (position, entity) in (0..).zip(entities) {
-            let rule = if entity.body.len() > ENTITY_BYTES_MAX {
-                format!("{collection}: an entity has at most {ENTITY_BYTES_MAX} bytes")
-            } else if entity::check_id(&entity.id).is_err() {
-                format!(
-                    "{collection}: an id has 1 to {} characters, none of them a control character",
-                    entity::ID_CHARS_MAX
-                )
-            } else if entity::parse(&definition, Some(&entity.id), &entity.body).is_err() {
-                format!("{collection}: an entity is one JSON object whose member {:?} is its id", definition.key)
-            } else {
-                continue;
-            };
-            violations.push(Violation { entity: position, rule });
-        }
-        Ok(violations)
     }
 
     pub(crate) fn stored_collections(&mut self) -> Result<Vec<String>> {

@@ -10,6 +10,7 @@
 
 mod catalog;
 mod config;
+mod packed;
 mod plan;
 mod row;
 mod schema;
@@ -98,8 +99,9 @@ impl<S: Sql + Default> Strategy for SqlStore<S> {
         self.load(collection, entities, existing)
     }
 
-    fn validate(&mut self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
-        self.validate(collection, entities)
+    /// The host knows every rule there is: fields, references, ids and sizes.
+    fn validate(&mut self, _collection: &str, _entities: Vec<Entity>) -> Result<Vec<Violation>> {
+        Ok(Vec::new())
     }
 
     fn begin(&mut self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction<S>> {

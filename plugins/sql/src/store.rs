@@ -5,13 +5,14 @@ use std::collections::{HashMap, HashSet};
 use larder_guest::{Dialect, Sql, SqlTransaction, SqlValue};
 use larder_model::{
     Batch, Collection, Entity, Error, ErrorKind, Existing, Isolation, Loaded, Opened, Outcome, Page, Query, Result,
-    Retry, Violation, Write, filter::Filter,
+    Retry, Write, filter::Filter,
 };
 use serde_json::json;
 
 use crate::{
     catalog::{self, Found, Level, REPLY_BYTES_MAX, Run},
     config::{Config, Constraints},
+    packed,
     plan::Plan,
     row,
     schema::{EXACT, Statement, Table, quote},
@@ -23,6 +24,8 @@ pub(crate) const ENTITY_BYTES_MAX: usize = 16 << 20;
 
 /// The most rows that one statement asks for.
 const PAGE_ROWS_MAX: u32 = 10_000;
+/// Fewer rows than this are not worth packing.
+const PACKED_ROWS_MIN: usize = 50;
 
 /// The most rows with [`EXACT`] that a count looks at one by one.
 const COUNTED_ROWS_MAX: usize = 1_000;
@@ -68,11 +71,13 @@ impl<S: Sql> SqlStore<S> {
         }
         check_names(&tables)?;
         let tables = referred_first(tables);
+        let strict = constraints == Constraints::Strict;
         let opened = Opened {
             enforces_references: tables.iter().any(|table| !table.references.is_empty()),
+            enforces_fields: strict,
+            has_rules: false,
             warnings: tables.iter().flat_map(|table| table.warnings.clone()).collect(),
         };
-        let strict = constraints == Constraints::Strict;
         Ok((SqlStore { sql, strict, tables, known: HashMap::new(), indexes_used: HashMap::new() }, opened))
     }
 
@@ -256,7 +261,7 @@ impl<S: Sql> SqlStore<S> {
         }
         let after = cursor.map(|cursor| std::str::from_utf8(cursor).map_err(|_| foreign_cursor())).transpose()?;
         self.read(collection, Batch::default, |table, _, run| {
-            let mut statement = table.statement(format!("SELECT {} FROM {}", table.select, table.name));
+            let mut statement = table.statement(format!(" FROM {}", table.name));
             let mut word = " WHERE ";
             if let Some(after) = after {
                 statement.text(word).text(&table.key).text(" > ").param(SqlValue::Text(after.to_owned()));
@@ -268,10 +273,9 @@ impl<S: Sql> SqlStore<S> {
                 let mix = format!("({} + 7 * {} + 31 * {})", last(1), last(2), last(3));
                 statement.text(&format!("{word}{mix} % {segments} = {segment}"));
             }
-            statement.text(&format!(" ORDER BY {} LIMIT {PAGE_ROWS_MAX}", table.key));
-            let rows = run(&statement.text, statement.params, max_bytes.clamp(1, REPLY_BYTES_MAX))?;
-            let entities = entities(table, &rows.cells)?;
-            let is_cut = rows.more || entities.len() == PAGE_ROWS_MAX as usize;
+            statement.text(&format!(" ORDER BY {}", table.key));
+            let max_bytes = max_bytes.clamp(1, REPLY_BYTES_MAX);
+            let (entities, is_cut) = scan_page(table, run, &statement, max_bytes)?;
             let next = entities.last().filter(|_| is_cut).map(|last| last.id.clone().into_bytes());
             Ok(Batch { entities, next })
         })
@@ -313,16 +317,6 @@ impl<S: Sql> SqlStore<S> {
     /// Makes what was loaded durable.
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.sql.sync()
-    }
-
-    /// Rules that the entities break.
-    pub(crate) fn validate(&mut self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
-        let table = &self.tables[self.position(collection)?];
-        let violations = entities.iter().enumerate().flat_map(|(i, entity)| {
-            let rules = write::violations(table, self.strict, entity);
-            rules.into_iter().map(move |rule| Violation { entity: i as u32, rule })
-        });
-        Ok(violations.collect())
     }
 
     /// Begins a transaction.
@@ -551,6 +545,40 @@ fn count(run: Run, statement: Statement) -> Result<u64> {
 
 fn entities(table: &Table, cells: &[SqlValue]) -> Result<Vec<Entity>> {
     cells.chunks(table.width()).map(|row| row::entity(table, row)).collect()
+}
+
+/// The first entities of a scan, and whether there are more.
+fn scan_page(table: &Table, run: Run, from: &Statement, max_bytes: u32) -> Result<(Vec<Entity>, bool)> {
+    // How large entities are is seen from the first; those that differ much from it come one by one.
+    let first = format!("SELECT {}{} LIMIT 1", table.select, from.text);
+    let first = run(&first, from.params.clone(), max_bytes)?;
+    let row_bytes: usize = first.cells.iter().map(cell_bytes).sum();
+    let rows_max = (max_bytes as usize / row_bytes.max(1)).clamp(1, PAGE_ROWS_MAX as usize);
+    // A power of two, so that there are few different statements to prepare.
+    let rows_max = 1_usize << rows_max.ilog2();
+    if rows_max >= PACKED_ROWS_MIN {
+        let packed = packed::select(table, &format!("{} LIMIT {rows_max}", from.text));
+        // A blob cannot be packed, nor can rows that are too large together: below they come one by one.
+        if let Ok(rows) = run(&packed, from.params.clone(), max_bytes) {
+            let entities = entities(table, &packed::unpack(table, &rows.cells)?)?;
+            let is_cut = entities.len() == rows_max;
+            return Ok((entities, is_cut));
+        }
+    }
+    let text = format!("SELECT {}{} LIMIT {PAGE_ROWS_MAX}", table.select, from.text);
+    let rows = run(&text, from.params.clone(), max_bytes)?;
+    let entities = entities(table, &rows.cells)?;
+    let is_cut = rows.more || entities.len() == PAGE_ROWS_MAX as usize;
+    Ok((entities, is_cut))
+}
+
+/// What a cell weighs in a page, roughly.
+fn cell_bytes(cell: &SqlValue) -> usize {
+    match cell {
+        SqlValue::Text(text) | SqlValue::Json(text) | SqlValue::Decimal(text) => text.len() + 4,
+        SqlValue::Blob(blob) => blob.len() + 4,
+        _ => 8,
+    }
 }
 
 fn get(table: &Table, run: Run, ids: &[String], for_update: bool) -> Result<Vec<Option<Entity>>> {

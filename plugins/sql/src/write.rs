@@ -434,19 +434,6 @@ fn is_of_one_write(error: &Error) -> bool {
     )
 }
 
-/// What of these entities the database, or the strategy on its behalf, would refuse.
-pub(crate) fn violations(table: &Table, strict: bool, entity: &Entity) -> Vec<String> {
-    let name = &table.collection.name;
-    if entity.body.len() > ENTITY_BYTES_MAX {
-        return vec![format!("{name} is larger than {ENTITY_BYTES_MAX} bytes")];
-    }
-    match entity::parse(&table.collection, Some(&entity.id), &entity.body) {
-        Ok(members) if strict => rules::violations(&table.collection, &members),
-        Ok(_) => Vec::new(),
-        Err(_) => vec![format!("{name} is a JSON object that holds its key `{}`", table.collection.key)],
-    }
-}
-
 /// The members of each entity, or why it is refused. Before the transaction, so that another call can write meanwhile.
 pub(crate) fn parse(table: &Table, strict: bool, entities: &[Entity]) -> Vec<Result<Map<String, Value>>> {
     let parse = |entity: &Entity| {

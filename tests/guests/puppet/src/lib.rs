@@ -147,7 +147,10 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
     fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
         let section = json::parse_object(config.as_bytes())?;
         let lie = section.get("lie").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Ok((Puppet { files: F::default(), sql: S::default(), collections, lie }, Opened::default()))
+        Ok((
+            Puppet { files: F::default(), sql: S::default(), collections, lie },
+            Opened { has_rules: true, ..Opened::default() },
+        ))
     }
 
     fn stored_collections(&mut self) -> Result<Vec<String>> {

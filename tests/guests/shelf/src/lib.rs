@@ -167,7 +167,7 @@ impl<F: Files + Default> Strategy for Shelf<F> {
     fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
         let section: Map<String, Value> = json::parse_object(config.as_bytes())?;
         let extension = section.get("extension").and_then(Value::as_str).unwrap_or("json").to_owned();
-        Ok((Shelf { files: F::default(), collections, extension }, Opened::default()))
+        Ok((Shelf { files: F::default(), collections, extension }, Opened { has_rules: true, ..Opened::default() }))
     }
 
     /// Folders cannot be listed, so only the configured ones are found.
