@@ -343,7 +343,7 @@ async fn the_pool_lends_no_more_than_it_has_and_keeps_no_more_than_it_should() {
 async fn one_statement_does_not_take_all_memory() {
     let (_directory, database) = database();
     assert_eq!(kind(run(&database, "SELECT randomblob(100000000)").await), ErrorKind::LimitExceeded);
-    let many = format!("SELECT {}", vec!["length(hex(randomblob(30000000)))"; 3].join(", "));
+    let many = format!("SELECT {}", ["length(hex(randomblob(30000000)))"; 3].join(", "));
     run(&database, &many).await.unwrap();
 }
 
