@@ -1,10 +1,10 @@
 //! The configuration: what a person wrote becomes values that are resolved and valid.
 //!
-//! The text is parsed, `${NAME}` is expanded ([`environment`]), names and values are held against the JSON Schema of the
-//! whole file ([`schema`]), which is derived from the types in [`written`], and [`resolve`] turns those into what this
+//! The text is parsed, `${NAME}` is expanded (`environment`), names and values are held against the JSON Schema of the
+//! whole file (`schema`), which is derived from the types in `written`, and `resolve` turns those into what this
 //! module gives out. Nothing is validated again after that.
 //!
-//! Invariants: only this module reads environment variables and looks at paths outside a grant; only [`resolve`] branches
+//! Invariants: only this module reads environment variables and looks at paths outside a grant; only `resolve` branches
 //! on a strategy's name; no message and no `Debug` of a type in here holds a password.
 
 use std::fmt;

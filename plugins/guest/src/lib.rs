@@ -1,8 +1,8 @@
 //! For strategies written in Rust: implement [`Strategy`] in plain Rust over [`Files`] or [`Sql`], and
-//! [`export_strategy!`] makes a component of it.
+//! `export_strategy!` makes a component of it.
 //!
 //! Strategies see no generated binding, so their logic compiles, is tested and is timed natively too, over any other
-//! implementation of the capability. On WebAssembly, [`HostFiles`] and [`HostSql`] are the host's.
+//! implementation of the capability. On WebAssembly, `HostFiles` and `HostSql` are the host's.
 
 #[cfg(target_family = "wasm")]
 pub mod bindings;
