@@ -8,6 +8,8 @@
 pub mod files;
 pub mod sql;
 
+use std::time::Duration;
+
 use larder_model::Error as ContractError;
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
@@ -30,22 +32,31 @@ pub(crate) struct Lent {
 
 impl Lent {
     /// Makes the capabilities that the grants describe. Nothing is opened before it is used.
-    pub(crate) fn new(grants: &Grants) -> Result<Lent> {
+    ///
+    /// A statement is given up before the call that sent it is, so that whoever called learns why.
+    pub(crate) fn new(grants: &Grants, call_timeout: Duration) -> Result<Lent> {
         Ok(Lent {
             files: grants.files.as_ref().map(|grant| Directory::new(&grant.directory)),
-            sql: grants.sql.as_ref().map(database).transpose()?,
+            sql: grants.sql.as_ref().map(|grant| database(grant, call_timeout * 4 / 5)).transpose()?,
         })
+    }
+
+    /// Gives everything back in order.
+    pub(crate) async fn close(&self) {
+        if let Some(database) = &self.sql {
+            database.close().await;
+        }
     }
 }
 
-fn database(grant: &SqlGrant) -> Result<Database> {
+fn database(grant: &SqlGrant, timeout_max: Duration) -> Result<Database> {
     match grant {
         SqlGrant::Sqlite { path, pool } => Ok(Database::open_sqlite(sql::SqliteSettings {
             path: path.clone(),
             pool_size: pool.size,
             max_overflow: pool.max_overflow,
-            timeout: pool.timeout,
-            pool_timeout: pool.pool_timeout,
+            timeout: pool.timeout.min(timeout_max),
+            pool_timeout: pool.pool_timeout.min(timeout_max),
             pool_recycle: pool.pool_recycle,
             query_cache: pool.query_cache,
         })),

@@ -353,7 +353,11 @@ pub enum StoresCommand {
     /// Print the stores that the configuration describes.
     List,
     /// Say whether stores can be reached, read and written, and what is in them [default: all].
-    Check(StoreArg),
+    Check {
+        /// A name from `storage.stores`, or a strategy's name for its section [default: every store that is described].
+        #[arg(long, value_name = "STORE")]
+        store: Option<String>,
+    },
     /// Make the tables, indexes and files that are missing.
     Prepare {
         /// Only say what would be made.

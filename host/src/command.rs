@@ -75,7 +75,9 @@ pub fn run(cli: Cli) -> Result<()> {
         .map_err(|error| Error::refused("cannot start the runtime").caused_by(error))?;
     let done = runtime.block_on(async {
         let _too_large = outlive_file_size_limit();
-        dispatch(cli.command, &mut context).await
+        let done = dispatch(cli.command, &mut context).await;
+        context.host.close().await;
+        done
     });
     let finished = context.printer.finish();
     done.and(finished)

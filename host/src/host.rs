@@ -1,6 +1,7 @@
 //! A configuration brought to life: the engine, the plugins directory, and the stores that can be opened.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use crate::capability::{self, Lent};
 use crate::config::{self, Config, Store};
@@ -14,6 +15,8 @@ pub struct Host {
     config: Config,
     plugins_directory: PathBuf,
     engine: Engine,
+    /// What was lent, to be given back in order.
+    lent: Mutex<Vec<Lent>>,
 }
 
 impl Host {
@@ -21,7 +24,7 @@ impl Host {
     pub fn new(config: Config, plugins_directory: Option<&Path>) -> Result<Host> {
         let plugins_directory = config.plugins_directory(plugins_directory)?;
         let engine = plugin::engine::new(config::compile_cache_directory().as_deref())?;
-        Ok(Host { config, plugins_directory, engine })
+        Ok(Host { config, plugins_directory, engine, lent: Mutex::default() })
     }
 
     /// What it was made from.
@@ -49,6 +52,15 @@ impl Host {
         plugin::load_file(&self.engine, path, self.config.plugins.component_bytes_max).await
     }
 
+    /// Closes what its stores hold open: an SQLite database is one file again. A repository that is used after that opens
+    /// what it needs anew.
+    pub async fn close(&self) {
+        let lent = std::mem::take(&mut *self.lent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        for lent in lent {
+            lent.close().await;
+        }
+    }
+
     /// Opens a store by its name, or the configured default.
     pub async fn open(&self, store: Option<&str>) -> Result<Repository> {
         self.open_store(self.config.store(store)?).await
@@ -57,7 +69,8 @@ impl Host {
     async fn open_store(&self, store: Store) -> Result<Repository> {
         let plugin = self.plugin(&store.strategy).await?;
         config::check_section(&store.strategy, &store.section.clone().into(), &plugin.description.config_schema)?;
-        let lent = Lent::new(&store.grants)?;
+        let lent = Lent::new(&store.grants, self.config.plugins.call_timeout)?;
+        self.lent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(lent.clone());
         let pre = capability::link(&self.engine, &plugin, &store)?;
         let settings = &self.config.plugins;
         let limits = Limits {

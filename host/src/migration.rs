@@ -889,7 +889,7 @@ impl ReferencedIds {
             let is_read = self.read.contains(&reference.collection);
             if is_read && !self.known[&reference.collection].contains(&hash(&[to])) {
                 broken.add(
-                    format!("{}.{} names an entity of {}", collection.name, reference.field, reference.collection),
+                    format!("{}.{} must name an entity of {}", collection.name, reference.field, reference.collection),
                     Remedy::RelaxTarget,
                     &collection.name,
                     id,

@@ -124,7 +124,9 @@ pub async fn load_file(engine: &Engine, path: &Path, component_bytes_max: u64) -
         .and_then(|stem| stem.to_str())
         .ok_or_else(|| refused("its file name is not UTF-8".into()))?
         .to_owned();
-    let metadata = std::fs::metadata(path).map_err(|error| refused("cannot be read".into()).caused_by(error))?;
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        refused("cannot be read".into()).caused_by(error).hint("give the component's file, such as plugins/json.wasm")
+    })?;
     if metadata.len() > component_bytes_max {
         return Err(refused(format!("is larger than {component_bytes_max} bytes"))
             .hint("raise `plugins.component_mb_max` if you trust it"));

@@ -171,7 +171,7 @@ fn every_broken_rule_is_counted_references_too() {
         "{run:#?}"
     );
     for rule in [
-        "caused by: requests.template_id names an entity of templates: 100 entities, for example `ret-",
+        "caused by: requests.template_id must name an entity of templates: 100 entities, for example `ret-",
         "caused by: templates.max_number is required: 50 entities, for example `",
         "caused by: templates.vm_type is required: 50 entities, for example `",
     ] {

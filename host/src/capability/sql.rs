@@ -81,6 +81,13 @@ impl Database {
         }
     }
 
+    /// Closes every connection, in order: what lies in a log goes to the database. It opens again when it is used.
+    pub(crate) async fn close(&self) {
+        match &self.0 {
+            Backend::Sqlite(store) => store.close().await,
+        }
+    }
+
     /// Runs one statement by itself.
     pub(crate) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &self.0 {

@@ -12,7 +12,7 @@ use crate::plugin::instance::{one_line, statement_line};
 pub(super) async fn run(context: &mut Context, command: StoresCommand) -> Result<()> {
     match command {
         StoresCommand::List => list(context),
-        StoresCommand::Check(store) => check(context, store.store).await,
+        StoresCommand::Check { store } => check(context, store).await,
         StoresCommand::Prepare { dry_run, store } => prepare(context, store.store.as_deref(), dry_run).await,
     }
 }
@@ -80,9 +80,9 @@ async fn check(context: &mut Context, store: Option<String>) -> Result<()> {
 fn usable(name: &str, findings: &Map<String, Value>) -> Result<()> {
     use crate::error::{Error, Kind};
     use crate::model::ErrorKind;
-    for property in ["reachable", "readable"] {
+    for (property, kind) in [("reachable", ErrorKind::Unavailable), ("readable", ErrorKind::Corrupt)] {
         if findings.get(property) == Some(&Value::Bool(false)) {
-            return Err(Error::contract(ErrorKind::Unavailable, format!("store `{name}` is not {property}")));
+            return Err(Error::contract(kind, format!("store `{name}` is not {property}")));
         }
     }
     let is_error = |finding: &Value| finding.get("level").and_then(Value::as_str) == Some("error");

@@ -205,6 +205,15 @@ impl Store {
         Ok(file.clone())
     }
 
+    /// The last connection to close moves the log into the file and removes it, so that the file alone is the database.
+    pub(super) async fn close(&self) {
+        let opened = self.file.lock().expect("nothing panics while it holds this lock").take();
+        if let Some(opened) = opened {
+            opened.bulk.close().await;
+            opened.pool.close().await;
+        }
+    }
+
     /// Runs one statement by itself.
     pub(super) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         let text = guard::screen(text).map_err(|refusal| self.refuse(refusal))?;
