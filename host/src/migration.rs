@@ -98,6 +98,11 @@ pub enum Event {
         /// Since the last such event.
         entities: u64,
     },
+    /// Something that whoever migrates should know.
+    Warned {
+        /// A sentence.
+        message: String,
+    },
     /// A step ended well.
     Ended {
         /// Which.
@@ -315,7 +320,18 @@ impl Migration<'_> {
     async fn validate(&mut self) -> Result<Vec<String>> {
         let since = Instant::now();
         self.tell(Event::Started { step: Step::Validate, entities: None });
-        check_end(self.source, "readable").await?;
+        let unread = check_end(self.source, "readable").await?;
+        if self.options.cleanup_source && !unread.is_empty() {
+            let message = format!(
+                "store `{}` holds more than its entities, and a migration leaves it behind",
+                self.source.name()
+            );
+            let error = unread.into_iter().fold(Error::new(Kind::Differs, message), Error::caused_by);
+            return Err(error.hint("declare it as a field in `storage.collections`, or leave out --cleanup-source"));
+        }
+        for message in unread {
+            self.tell(Event::Warned { message: format!("{message}; it is not moved") });
+        }
         check_end(self.target, "writable").await?;
         let prepared = self.target.prepare(true).await?;
         let mut broken = BrokenRules::default();
@@ -672,7 +688,8 @@ fn without_position(message: &str) -> &str {
 }
 
 /// A store that says it cannot be used is not used.
-async fn check_end(repository: &Repository, needed: &str) -> Result<()> {
+/// The answer is what it holds beside its entities.
+async fn check_end(repository: &Repository, needed: &str) -> Result<Vec<String>> {
     let findings = repository.check().await?;
     for property in ["reachable", needed] {
         if findings.get(property) == Some(&Value::Bool(false)) {
@@ -692,7 +709,8 @@ async fn check_end(repository: &Repository, needed: &str) -> Result<()> {
             });
         }
     }
-    Ok(())
+    let unread = findings.get("unread").and_then(Value::as_array).into_iter().flatten();
+    Ok(unread.filter_map(Value::as_str).map(one_line).collect())
 }
 
 /// Writes a batch, all of which must be taken.

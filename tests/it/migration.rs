@@ -578,3 +578,34 @@ async fn migrated_rows_stand_in_their_columns() {
         .unwrap();
     assert_eq!(row.get::<i64, _>(0), 8);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_somebody_else_is_said_to_stay_behind_and_keeps_the_source_from_being_cleaned_up() {
+    let folder = folder(&sample("request_database.json"));
+    migrate(&folder, "json", "sql", &[]).exits(0);
+    let mut database = folder.sqlite("strict.db").await;
+    database.execute("ALTER TABLE templates ADD COLUMN colour TEXT").await.unwrap();
+    drop(database);
+    let run = migrate(&folder, "sql", "back", &["--cleanup-source"]).exits(1);
+    assert!(run.stderr.contains("`colour`") && run.stderr.contains("--cleanup-source"), "{run:#?}");
+    assert!(!folder.path().join(BACK).exists());
+    let run = migrate(&folder, "sql", "back", &[]).exits(0);
+    assert!(run.stderr.contains("warning: table `templates`: `colour`"), "{run:#?}");
+}
+
+#[test]
+fn a_database_is_one_file_when_the_program_ends() {
+    let folder = folder(&sample("request_database.json"));
+    migrate(&folder, "json", "sql", &[]).exits(0);
+    assert!(folder.path().join("strict.db").exists());
+    assert!(!folder.path().join("strict.db-wal").exists(), "what is in the log is not in a copy of the file");
+}
+
+#[test]
+fn a_document_of_the_split_layout_that_is_not_configured_is_not_left_behind_unsaid() {
+    let folder = folder("{}");
+    folder.write("split/orders.json", r#"{"o1": {"id": "o1"}}"#);
+    let run = migrate(&folder, "split", "relaxed", &["--no-backup"]).exits(2);
+    assert!(run.stderr.contains("`orders`"), "{run:#?}");
+    migrate(&folder, "split", "relaxed", &["--no-backup", "--exclude", "orders"]).exits(0);
+}

@@ -82,6 +82,10 @@ impl Progress {
                     bar.inc(entities);
                 }
             }
+            Event::Warned { message } => match &self.bar {
+                Some(bar) => bar.suspend(|| output::warning(self.format, &message)),
+                None => output::warning(self.format, &message),
+            },
             Event::Ended { step, summary, took } => {
                 self.clear();
                 output::note(format!("{:<9} {summary} ({:.1} s)", step.name(), took.as_secs_f64()));
@@ -115,6 +119,7 @@ fn event_value(event: &Event) -> Value {
         Event::Advanced { step, collection, entities } => {
             json!({ "event": "advanced", "step": step.name(), "collection": collection, "entities": entities })
         }
+        Event::Warned { message } => json!({ "event": "warning", "message": message }),
         Event::Ended { step, summary, took } => {
             json!({ "event": "ended", "step": step.name(), "summary": summary, "seconds": took.as_secs_f64() })
         }

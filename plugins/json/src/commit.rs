@@ -191,28 +191,43 @@ impl<F: Files> JsonStore<F> {
     pub(crate) fn recover(&mut self) -> Result<()> {
         let Some(stat) = self.files.stat(RECORD)? else { return Ok(()) };
         let bytes = document::read_whole(&self.files, RECORD, stat.size)?.unwrap_or_default();
-        if let Some((record, payload)) = parse_record(&bytes)?
-            && self.is_current(&record)?
-        {
-            let mut rest = payload;
-            for replaced in &record.replaced {
-                let (bytes, after) = rest.split_at(replaced.bytes);
-                rest = after;
-                if self.checksum_on_disk(&replaced.path)? != replaced.after {
-                    let replacement = self.write_replacement(&replaced.path, bytes)?;
-                    self.files.replacement_commit(replacement, None, self.config.sync_writes)?;
-                }
-                if let Some(retired) = &replaced.retired {
-                    self.files.remove(retired)?;
+        match parse_record(&bytes)? {
+            // Without syncing, a crash may bring a record back that was completed and removed long ago. Where a document
+            // is neither as the commit found it nor as it left it, the record is such a one.
+            Some((record, _)) if !self.config.sync_writes && !self.is_current(&record)? => {}
+            Some((record, payload)) => {
+                let mut rest = payload;
+                for replaced in &record.replaced {
+                    let (bytes, after) = rest.split_at(replaced.bytes);
+                    rest = after;
+                    // What is as the commit found it gets its part. What is neither that nor what the commit makes of
+                    // it was changed by hand meanwhile, and stays.
+                    let found = self.checksum_on_disk(&replaced.path)?;
+                    if found == replaced.before && found != replaced.after {
+                        let replacement = self.write_replacement(&replaced.path, bytes)?;
+                        self.files.replacement_commit(replacement, None, self.config.sync_writes)?;
+                    }
+                    if let Some(retired) = &replaced.retired
+                        && (found == replaced.before || found == replaced.after)
+                    {
+                        self.files.remove(retired)?;
+                    }
                 }
             }
+            // It was synced before any document was touched, so something else has damaged it.
+            None if self.config.sync_writes => {
+                return Err(Error::corrupt(format!(
+                    "{RECORD}, the record of an unfinished commit, is damaged, and the documents may hold a part of that \
+                     commit: look at them, or restore them from a backup, and remove the record"
+                )));
+            }
+            None => {}
         }
         self.files.remove(RECORD)?;
         Ok(())
     }
 
-    /// Whether each document is as it was before the commit or after it. Anything else was written later, by somebody
-    /// who had completed the commit first.
+    /// Whether each document is as it was before the commit or after it.
     fn is_current(&self, record: &Record) -> Result<bool> {
         for replaced in &record.replaced {
             let found = self.checksum_on_disk(&replaced.path)?;

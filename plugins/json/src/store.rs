@@ -390,9 +390,20 @@ impl<F: Files> JsonStore<F> {
             }
             StorageType::SplitFiles => {
                 let mut names = Vec::new();
+                // The other layout may use the same directory.
+                let mut known = vec![self.config.filenames.single_file.clone()];
                 for (name, document) in self.split_documents() {
                     if document.exists(&self.files, self.config.enable_compression)? {
                         names.push(name);
+                    }
+                    known.push(document.path(false));
+                }
+                // A document that nobody configured is a collection that nobody configured.
+                for (path, _) in self.files.entries("")? {
+                    let path = path.strip_suffix(".gz").unwrap_or(&path);
+                    let Some(name) = path.strip_suffix(".json").filter(|name| !name.starts_with('.')) else { continue };
+                    if !known.iter().any(|known| known == path) && !names.iter().any(|known| known == name) {
+                        names.push(name.to_owned());
                     }
                 }
                 names

@@ -503,7 +503,7 @@ fn a_commit_over_several_files_is_completed_by_whoever_comes_next() {
 #[test]
 fn a_record_that_was_overtaken_is_dropped() {
     let place = place();
-    let mut store = place.open(SPLIT);
+    let mut store = place.open(r#"{"storage_type": "split_files", "backup_enabled": false, "sync_writes": false}"#);
     save(&mut store, "requests", "r", "");
     save(&mut store, "machines", "m", "");
     place.disk.fails_at.set(place.disk.commits.get() + 2);
@@ -519,6 +519,35 @@ fn a_record_that_was_overtaken_is_dropped() {
     fs::write(place.disk.root.join(crate::commit::RECORD), &record[..record.len() - 1]).unwrap();
     save(&mut store, "machines", "m", "");
     assert_eq!(place.names(), ["machines.json", "requests.json"]);
+}
+
+#[test]
+fn an_unfinished_commit_is_completed_around_a_change_by_hand_and_a_damaged_record_is_said() {
+    let place = place();
+    let mut store = place.open(SPLIT);
+    save(&mut store, "requests", "r", "");
+    save(&mut store, "machines", "m", "");
+    // The record is there, one document is replaced, and the other is not.
+    place.disk.fails_at.set(place.disk.commits.get() + 3);
+    let writes = vec![put("machines", "n", "", Expectation::Any), put("requests", "s", "", Expectation::Any)];
+    store.apply(writes, true, NOW).unwrap_err();
+    let record = fs::read(place.disk.root.join(crate::commit::RECORD)).unwrap();
+    let (machines, requests) = (place.read("machines.json"), place.read("requests.json"));
+    let replaced = if machines.contains("\"n\"") { "machines.json" } else { "requests.json" };
+    place.write(replaced, &place.read(replaced).replace("\"version\": 1", "\"version\": 8"));
+    assert!(place.read(replaced).contains("\"version\": 8"));
+    let mut other = place.open(SPLIT);
+    assert!(get(&mut other, "machines", "n").is_some() && get(&mut other, "requests", "s").is_some());
+    assert!(place.read(replaced).contains("\"version\": 8"));
+    // The same once more, with a record that something has damaged.
+    place.write("machines.json", &machines);
+    place.write("requests.json", &requests);
+    let mut damaged = record;
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(place.disk.root.join(crate::commit::RECORD), &damaged).unwrap();
+    let mut other = place.open(SPLIT);
+    assert_eq!(other.get("requests", &["r".to_owned()]).unwrap_err().kind, ErrorKind::Corrupt);
+    assert!(place.names().contains(&crate::commit::RECORD.to_owned()), "it is kept for whoever looks into it");
 }
 
 #[test]

@@ -124,6 +124,7 @@ impl<S: Sql> SqlStore<S> {
     /// What there is to say about the database.
     pub(crate) fn check(&mut self) -> Result<String> {
         let mut findings = Vec::new();
+        let mut unread = Vec::new();
         let mut find = |level: &str, message: String| findings.push(json!({"level": level, "message": message}));
         let size = self.sql.size()?;
         let run: Run = &|text, params, max_bytes| self.sql.query(text, params, max_bytes);
@@ -140,7 +141,11 @@ impl<S: Sql> SqlStore<S> {
                     let level = match difference.level {
                         Level::Fatal => "error",
                         Level::Differs => "warning",
-                        Level::Extra => "info",
+                        // What is in there is no part of any entity.
+                        Level::Extra => {
+                            unread.push(format!("table `{name}`: {}", difference.message));
+                            "warning"
+                        }
                     };
                     find(level, format!("table `{name}`: {}", difference.message));
                 }
@@ -181,6 +186,7 @@ impl<S: Sql> SqlStore<S> {
             "writable": writable,
             "database": {"version": version, "size_bytes": size},
             "tables": tables,
+            "unread": unread,
             "findings": findings,
         });
         Ok(answer.to_string())
