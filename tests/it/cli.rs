@@ -686,22 +686,23 @@ fn a_file_that_may_not_grow_is_a_limit_and_what_was_stored_stays() {
 }
 
 /// Runs the program with `small` on a file system of 256 KiB that holds what is in `start`, and copies what is there
-/// afterwards to `end`. The superuser may mount, others may in a namespace of their own. None where this machine allows
-/// neither: a container without privileges.
-fn on_a_small_disk(folder: &Folder, arguments: &[&str]) -> Option<Run> {
+/// afterwards to `end`. The superuser may mount, others may in a namespace of their own.
+fn on_a_small_disk(folder: &Folder, arguments: &[&str]) -> Run {
     let namespace = "unshare --map-root-user --mount";
     let allowed = Command::new("bash")
         .args(["-c", &format!("{namespace} mount -t tmpfs tmpfs /mnt 2> /dev/null")])
         .status()
         .expect("bash runs")
         .success();
-    if !allowed {
-        return None;
-    }
+    assert!(
+        allowed,
+        "this machine lets nobody mount a small disk, which this test needs: run it as root, or allow user namespaces \
+         (sysctl kernel.unprivileged_userns_clone=1)"
+    );
     let inside = "mount -t tmpfs -o size=256k tmpfs small && cp start/* small/ || exit 99; \
                   \"$@\"; code=$?; mkdir -p end && cp small/* end/; exit $code";
     folder.write("inside.sh", inside);
-    Some(prepared(folder, &format!("exec {namespace} bash inside.sh \"$@\""), arguments))
+    prepared(folder, &format!("exec {namespace} bash inside.sh \"$@\""), arguments)
 }
 
 #[test]
@@ -716,12 +717,7 @@ fn a_full_disk_is_a_limit_and_what_was_stored_stays() {
         std::fs::create_dir(folder.path().join("small")).unwrap();
         folder.write("large.json", template("large", &format!(r#","x":"{}""#, "x".repeat(1 << 20))));
         let arguments = ["save", "templates", "large.json", "--store", store, "--format", "json"];
-        let Some(run) = on_a_small_disk(&folder, &arguments) else {
-            // The limit on the size of files, in the test before, is all that can be tried here.
-            eprintln!("this machine lets nobody mount a small disk");
-            return;
-        };
-        let run = run.exits(5);
+        let run = on_a_small_disk(&folder, &arguments).exits(5);
         assert_eq!(object(&run.stderr)["kind"], "limit-exceeded", "{run:#?}");
 
         // What is on that disk afterwards is what was there before, and opens.

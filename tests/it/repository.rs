@@ -85,6 +85,7 @@ on_every_strategy! {
     an_atomic_apply_is_all_or_nothing_and_names_the_write_that_failed,
     an_atomic_apply_spans_collections_and_refuses_one_entity_twice,
     an_apply_that_is_not_atomic_answers_each_write,
+    a_transaction_sees_its_own_writes_and_happens_as_one_or_not_at_all,
     an_unknown_collection_is_invalid_and_never_empty,
     bodies_that_are_no_entities_are_refused_and_nothing_is_stored,
     a_body_larger_than_the_strategy_takes_is_refused,
@@ -689,6 +690,38 @@ async fn an_apply_that_is_not_atomic_answers_each_write(place: Place) {
         ]
     );
     assert_eq!(ids_of(&place.open().await, Select::default()).await, "c");
+}
+
+async fn a_transaction_sees_its_own_writes_and_happens_as_one_or_not_at_all(place: Place) {
+    let repository = place.open().await;
+    repository.save("templates", &template("kept", ""), Expectation::Any).await.expect("a save");
+
+    let mut committed = repository.begin(None, false).await.expect("a transaction");
+    committed.save("templates", &template("new", ""), Expectation::Absent).await.expect("a save inside");
+    let patch = object(br#"{"name": "Changed"}"#);
+    assert_eq!(committed.patch("templates", "kept", &patch).await.expect("a patch inside").version, 2);
+    let ids = ["new".to_owned(), "gone".to_owned()];
+    let found = committed.get("templates", &ids, true).await.expect("an answer inside");
+    assert!(found[0].is_some() && found[1].is_none());
+    assert_eq!(committed.query("templates", Select::default()).collect().await.expect("entities").len(), 2);
+    committed.commit().await.expect("a commit");
+    assert!(is_stored(&repository, "new").await);
+    assert_eq!(stored(&repository, "templates", "kept").await["name"], "Changed");
+
+    let mut undone = repository.begin(None, false).await.expect("a transaction");
+    undone.delete("templates", "kept", None).await.expect("a delete inside");
+    undone.rollback().await.expect("a rollback");
+    let mut dropped = repository.begin(None, false).await.expect("a transaction");
+    dropped.delete("templates", "new", None).await.expect("a delete inside");
+    drop(dropped);
+    let mut failed = repository.begin(None, false).await.expect("a transaction");
+    failed.save("templates", &template("half", ""), Expectation::Any).await.expect("a save inside");
+    refused(failed.save("templates", &template("new", ""), Expectation::Absent).await, ErrorKind::AlreadyExists);
+    drop(failed);
+    // Another handle waits for the locks that the ended transactions held, and sees what was committed.
+    let other = place.open().await;
+    assert!(is_stored(&other, "kept").await && is_stored(&other, "new").await && !is_stored(&other, "half").await);
+    other.save("templates", &template("half", ""), Expectation::Absent).await.expect("nothing is locked any more");
 }
 
 async fn an_unknown_collection_is_invalid_and_never_empty(place: Place) {
