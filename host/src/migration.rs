@@ -743,7 +743,8 @@ pub(crate) fn read_ahead(
     let (sender, receiver) = tokio::sync::mpsc::channel(PAGES_AHEAD);
     for segment in 0..segments {
         let (repository, collection, sender) = (repository.clone(), collection.to_owned(), sender.clone());
-        tokio::spawn(async move {
+        let last_word = sender.clone();
+        let reading = tokio::spawn(async move {
             let mut cursor = None;
             loop {
                 let page = repository.scan(&collection, segment, segments, cursor.as_deref(), PAGE_BYTES_MAX).await;
@@ -757,6 +758,12 @@ pub(crate) fn read_ahead(
                 if sender.send(page).await.is_err() || ended {
                     return;
                 }
+            }
+        });
+        // A reader that broke off must not look like one that came to the end.
+        tokio::spawn(async move {
+            if let Err(error) = reading.await {
+                let _ = last_word.send(Err(broke_off("reading", error))).await;
             }
         });
     }

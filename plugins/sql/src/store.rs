@@ -564,9 +564,11 @@ fn scan_page(table: &Table, run: Run, from: &Statement, max_bytes: u32) -> Resul
     let rows_max = 1_usize << rows_max.ilog2();
     if rows_max >= PACKED_ROWS_MIN {
         let packed = packed::select(table, &format!("{} LIMIT {rows_max}", from.text));
-        // A blob cannot be packed, nor can rows that are too large together: below they come one by one.
-        if let Ok(rows) = run(&packed, from.params.clone(), max_bytes) {
-            let entities = entities(table, &packed::unpack(table, &rows.cells)?)?;
+        // A blob cannot be packed, nor a text that is not UTF-8, nor rows that are too large together: below they come
+        // one by one, and whatever is wrong with one of them is said of that one.
+        let cells = run(&packed, from.params.clone(), max_bytes).and_then(|rows| packed::unpack(table, &rows.cells));
+        if let Ok(cells) = cells {
+            let entities = entities(table, &cells)?;
             let is_cut = entities.len() == rows_max;
             return Ok((entities, is_cut));
         }

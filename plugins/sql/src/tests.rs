@@ -423,15 +423,19 @@ fn what_cannot_be_read_is_corrupt_and_names_its_place() {
         ("INSERT INTO typed (id, larder_extra) VALUES ('a', '[1]')", "`larder_extra` of `a`"),
         ("INSERT INTO typed (id, larder_exact, text) VALUES ('a', '{\"text\":1}', 'x')", "`larder_exact` of `a`"),
         ("INSERT INTO typed (id, text) VALUES ('a', X'00ff')", "`text` of `a`"),
+        ("INSERT INTO typed (id, text) VALUES ('a', CAST(X'41ff42' AS TEXT))", "`text` of `a`"),
         ("INSERT INTO typed (id, number) VALUES ('a', 9e999)", "`number` of `a`"),
         ("INSERT INTO typed (id) VALUES (NULL)", "key `id`"),
     ] {
         let mut fixture = open("{}", typed());
         fixture.store.prepare(false).unwrap();
         fixture.by_hand(statement);
-        let error = fixture.store.scan("typed", 0, 1, None, 1000).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Corrupt, "{statement}");
-        assert!(error.message.contains("`typed`") && error.message.contains(place), "{error}");
+        // By few rows at once, and by so many that they come packed.
+        for max_bytes in [1000, 1 << 20] {
+            let error = fixture.store.scan("typed", 0, 1, None, max_bytes).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Corrupt, "{statement}");
+            assert!(error.message.contains("`typed`") && error.message.contains(place), "{error}");
+        }
     }
 }
 
