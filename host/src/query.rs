@@ -147,7 +147,11 @@ impl<'a> Answer<'a> {
         let query = Query {
             filter: self.select.filter.clone(),
             order_by: self.select.order_by.clone(),
-            limit: u32::try_from(self.remaining).unwrap_or(u32::MAX).min(PAGE_ENTITIES),
+            // Where the host filters or sorts, how many are wanted says nothing of how many have to be looked at.
+            limit: match self.plan.filtered_by_host || self.plan.sorted_by_host {
+                true => PAGE_ENTITIES,
+                false => u32::try_from(self.remaining).unwrap_or(u32::MAX).min(PAGE_ENTITIES),
+            },
             max_bytes: PAGE_BYTES_MAX,
             index: self.select.index.clone(),
             cursor: self.cursor.take(),

@@ -145,7 +145,10 @@ fn cell(row: &sqlx::sqlite::SqliteRow, i: usize) -> SqlValue {
     match raw.type_info().name() {
         "INTEGER" => SqlValue::Integer(Decode::<Sqlite>::decode(raw).unwrap()),
         "REAL" => SqlValue::Number(Decode::<Sqlite>::decode(raw).unwrap()),
-        "TEXT" => SqlValue::Text(Decode::<Sqlite>::decode(raw).unwrap()),
+        "TEXT" => match String::from_utf8(<&[u8] as Decode<Sqlite>>::decode(raw).unwrap().to_vec()) {
+            Ok(text) => SqlValue::Text(text),
+            Err(error) => SqlValue::Blob(error.into_bytes()),
+        },
         _ => SqlValue::Blob(Decode::<Sqlite>::decode(raw).unwrap()),
     }
 }
