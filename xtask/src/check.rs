@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::artifacts::{WASM_TARGET, guests, plugins};
+use crate::deny::check_dependencies;
 use crate::shell::{cargo, ensure_wasm_target, run};
 use crate::test::workspace;
 use crate::tidy;
@@ -11,6 +12,7 @@ use crate::tidy;
 pub(crate) fn run_checks() -> Result<()> {
     run(cargo()?.args(["fmt", "--all", "--check"]))?;
     tidy::run()?;
+    check_dependencies()?;
 
     let workspace = workspace()?;
     run(cargo()?.args(["clippy", "--all-targets"]).args(&workspace).args(["--", "-D", "warnings"]))?;

@@ -5,6 +5,7 @@ mod artifacts;
 mod check;
 mod data;
 mod demo;
+mod deny;
 mod dist;
 mod shell;
 mod test;
@@ -19,7 +20,7 @@ usage: cargo xtask COMMAND
 
   demo              build everything and migrate the sample data from JSON to SQLite, in target/demo
   test [ARGS]       build everything and run all tests; ARGS go to `cargo test`
-  check             formatting, lints, tidy and documentation
+  check             formatting, tidy, dependencies, lints and documentation
   ci                check, then test
   tidy              the rules that the compiler and clippy cannot check
   plugins           build the plugins into target/plugins
