@@ -380,6 +380,27 @@ pub enum PluginsCommand {
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
+    /// Hold a component against the contract: every promise, on warm and on fresh instances.
+    Test(PluginsTestArgs),
+}
+
+/// Arguments of `plugins test`.
+#[derive(Debug, Args)]
+pub struct PluginsTestArgs {
+    /// The component. Its stem is the strategy's name.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The store to test with, as in `storage.stores` but without `strategy`: JSON, or a file that holds it. In its strings
+    /// ${SCRATCH} is an empty folder, and ${CASE} a word that is new for each case. A store that has neither must be empty,
+    /// and is emptied after each case [default: what the component wants, in the scratch folder].
+    #[arg(long, value_name = "JSON|FILE")]
+    pub store_config: Option<String>,
+    /// Run only the cases with this in their names (repeatable).
+    #[arg(long, value_name = "NAME")]
+    pub case: Vec<String>,
+    /// Print the names of the cases, and run none.
+    #[arg(long)]
+    pub list: bool,
 }
 
 /// Commands about the configuration.

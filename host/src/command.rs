@@ -61,6 +61,14 @@ pub fn run(cli: Cli) -> Result<()> {
             printer.verbatim(&format!("{:#}\n", crate::config::schema()))?;
             return printer.finish();
         }
+        Command::Plugins(crate::cli::PluginsCommand::Test(args)) => {
+            let done = runtime()?.block_on(async {
+                let _too_large = outlive_file_size_limit();
+                plugins::test::run(&mut printer, args).await
+            });
+            let finished = printer.finish();
+            return done.and(finished);
+        }
         _ => {}
     }
     let config = Config::load(cli.config.as_deref())?;
@@ -69,11 +77,7 @@ pub fn run(cli: Cli) -> Result<()> {
     }
     let host = Host::new(config, cli.plugins.as_deref())?;
     let mut context = Context { host, printer };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::refused("cannot start the runtime").caused_by(error))?;
-    let done = runtime.block_on(async {
+    let done = runtime()?.block_on(async {
         let _too_large = outlive_file_size_limit();
         let done = dispatch(cli.command, &mut context).await;
         context.host.close().await;
@@ -81,6 +85,13 @@ pub fn run(cli: Cli) -> Result<()> {
     });
     let finished = context.printer.finish();
     done.and(finished)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::refused("cannot start the runtime").caused_by(error))
 }
 
 /// A file that may not grow any further is an error to tell of, and not the end of the process: with a handler in place,

@@ -23,6 +23,7 @@ mod schema;
 mod show;
 #[cfg(test)]
 mod tests;
+pub(crate) mod trial;
 mod written;
 
 pub use schema::{check_section, schema};
@@ -266,8 +267,8 @@ impl Config {
             Some(flag) => absolute(flag)?,
             None => default_plugins_directory(self.plugins.directory.as_deref())?,
         };
-        for store in self.stores.iter().chain(&self.implied) {
-            resolve::check_apart(store, "plugins", &directory)?;
+        for store in &self.stores {
+            store.check_apart_from_plugins(&directory)?;
         }
         Ok(directory)
     }
@@ -315,6 +316,11 @@ fn parse(text: &[u8]) -> Result<Value> {
 }
 
 impl Store {
+    /// That what it is lent is not where plugins are. For a store that is implied, this is known only when it is named.
+    pub(crate) fn check_apart_from_plugins(&self, directory: &Path) -> Result<()> {
+        resolve::check_apart(self, "plugins", directory)
+    }
+
     /// Whether both are one place: what is written to the one is then in the other. Documents of two layouts may share a
     /// directory; a table is the same whatever a section says of it.
     pub fn is_same_place(&self, other: &Store) -> bool {

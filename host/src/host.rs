@@ -8,13 +8,14 @@ use crate::config::{self, Config, Store};
 use crate::error::Result;
 use crate::plugin::engine::Engine;
 use crate::plugin::{self, Plugin};
-use crate::repository::{Limits, Repository};
+use crate::repository::{Limits, Repository, Scrutiny};
 
 /// Opens the stores of one configuration.
 pub struct Host {
     config: Config,
     plugins_directory: PathBuf,
     engine: Engine,
+    scrutiny: Scrutiny,
     /// What was lent, to be given back in order.
     lent: Mutex<Vec<Lent>>,
 }
@@ -24,7 +25,12 @@ impl Host {
     pub fn new(config: Config, plugins_directory: Option<&Path>) -> Result<Host> {
         let plugins_directory = config.plugins_directory(plugins_directory)?;
         let engine = plugin::engine::new(config::compile_cache_directory().as_deref())?;
-        Ok(Host { config, plugins_directory, engine, lent: Mutex::default() })
+        Ok(Host { config, plugins_directory, engine, scrutiny: Scrutiny::default(), lent: Mutex::default() })
+    }
+
+    /// The same, with an eye on what its plugins do.
+    pub(crate) fn under(self, scrutiny: Scrutiny) -> Host {
+        Host { scrutiny, ..self }
     }
 
     /// What it was made from.
@@ -67,6 +73,7 @@ impl Host {
     }
 
     async fn open_store(&self, store: Store) -> Result<Repository> {
+        store.check_apart_from_plugins(&self.plugins_directory)?;
         let plugin = self.plugin(&store.strategy).await?;
         config::check_section(&store.strategy, &store.section.clone().into(), &plugin.description.config_schema)?;
         let lent = Lent::new(&store.grants, self.config.plugins.call_timeout)?;
@@ -80,6 +87,6 @@ impl Host {
             scanned_entities_max: settings.scanned_entities_max,
         };
         let collections = self.config.collections().to_vec();
-        Repository::open(store.name, plugin, pre, lent, &store.section, collections, limits).await
+        Repository::open(&store, plugin, pre, lent, collections, limits, self.scrutiny.clone()).await
     }
 }

@@ -8,7 +8,8 @@
 //! 4. [`repository`] is the handle on an open store. It owns the instances, gives each call a deadline, and checks what
 //!    comes back; [`query`] filters and sorts what the strategy left.
 //! 5. [`migration`] moves entities from one repository to another, and proves it. It knows no strategy.
-//! 6. [`cli`] and [`command`] are the program: one file a command, an outcome each, rendered by [`output`].
+//! 6. [`conformance`] holds any component against the contract.
+//! 7. [`cli`] and [`command`] are the program: one file a command, an outcome each, rendered by [`output`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), larder::error::Error> {
@@ -36,6 +37,8 @@ pub mod repository;
 pub mod query;
 
 pub mod migration;
+
+pub mod conformance;
 
 pub mod cli;
 pub mod command;

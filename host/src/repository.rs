@@ -6,6 +6,7 @@
 
 mod transaction;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::capability::Lent;
 use crate::capability::files::Directory;
+use crate::config;
 use crate::error::{Error, Result};
 use crate::plugin::bindings::{self, StrategyPre, types};
 use crate::plugin::instance::{self, Instance, State};
@@ -48,6 +50,25 @@ pub struct Limits {
     pub scanned_entities_max: u64,
 }
 
+/// How a plugin is looked at while it works. The default is not at all.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scrutiny {
+    /// Every call gets an instance of its own, unless the one before it left something that is not durable yet.
+    pub(crate) fresh_instances: bool,
+    /// A collection that the host knows and the plugin is not told of.
+    pub(crate) withheld: Option<&'static str>,
+    /// Takes the names of the functions that were called.
+    pub(crate) called: Option<Arc<Mutex<BTreeSet<&'static str>>>>,
+}
+
+impl Scrutiny {
+    fn note(&self, operation: &'static str) {
+        if let Some(called) = &self.called {
+            called.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(operation);
+        }
+    }
+}
+
 /// An open store. Cheap to clone.
 #[derive(Clone)]
 pub struct Repository {
@@ -62,6 +83,7 @@ struct Store {
     section: String,
     collections: Vec<Collection>,
     limits: Limits,
+    scrutiny: Scrutiny,
     seats: Seats,
     opened: OnceLock<Opened>,
 }
@@ -160,6 +182,9 @@ impl Store {
     }
 
     fn release(&self, lease: Lease) {
+        if self.scrutiny.fresh_instances && !lease.instance.is_unsynced {
+            return;
+        }
         match (lease.seat, &self.seats) {
             (Seat::One(mut guard), _) => *guard = Some(lease.instance),
             (Seat::Many { _permit }, Seats::Many { idle, .. }) => {
@@ -171,7 +196,8 @@ impl Store {
 
     async fn open_instance(&self, deadline: Instant) -> Result<Instance> {
         let plugin = &self.plugin.name;
-        let collections: Vec<_> = self.collections.iter().map(bindings::collection_into).collect();
+        let told = |collection: &&Collection| self.scrutiny.withheld != Some(collection.name.as_str());
+        let collections: Vec<_> = self.collections.iter().filter(told).map(bindings::collection_into).collect();
         let mut reserve = None;
         loop {
             let state = State::new(self.limits.memory_bytes_max, self.lent.files.clone(), self.lent.sql.clone());
@@ -183,6 +209,7 @@ impl Store {
             drop(reserve.take());
             match ended {
                 Ok(Ok(Ok(opened))) => {
+                    self.scrutiny.note("open");
                     let _ = self.opened.set(Opened {
                         enforces_references: opened.enforces_references,
                         enforces_fields: opened.enforces_fields,
@@ -219,13 +246,15 @@ impl Store {
     /// trapped.
     async fn settle<T>(
         &self,
-        lease: Lease,
+        mut lease: Lease,
         operation: &'static str,
         ended: Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>,
         deadline: Instant,
     ) -> Result<Settled<T>> {
+        self.scrutiny.note(operation);
         match ended {
             Ok(Ok(Ok(value))) => {
+                lease.instance.is_unsynced = self.leaves_unsynced(operation, lease.instance.is_unsynced);
                 self.release(lease);
                 Ok(Settled::Value(value))
             }
@@ -238,6 +267,16 @@ impl Store {
             }
             Ok(Err(error)) => Err(instance::trapped(&self.plugin.name, operation, &error, lease.instance.store.data())),
             Err(_) => Err(instance::overran(&self.plugin.name, operation, self.limits.call_timeout)),
+        }
+    }
+
+    /// Whether an instance holds writes that a `flush` has still to make durable.
+    fn leaves_unsynced(&self, operation: &'static str, before: bool) -> bool {
+        match operation {
+            "flush" => false,
+            "load" => true,
+            "apply" | "commit" => before || self.plugin.description.features.deferred_sync,
+            _ => before,
         }
     }
 
@@ -283,21 +322,23 @@ fn clean(error: types::Error) -> larder_model::Error {
 impl Repository {
     /// Opens a store: instantiates the strategy once, so that a mistake in its section shows now.
     pub(crate) async fn open(
-        name: String,
+        configured: &config::Store,
         plugin: Plugin,
         pre: StrategyPre<State>,
         lent: Lent,
-        section: &Map<String, Value>,
         collections: Vec<Collection>,
         limits: Limits,
+        scrutiny: Scrutiny,
     ) -> Result<Repository> {
         let seats = if plugin.description.features.shared_state {
             Seats::One(Arc::default())
         } else {
             Seats::Many { idle: Mutex::default(), permits: Arc::new(Semaphore::new(INSTANCES_MAX)) }
         };
-        let section = Value::Object(section.clone()).to_string();
-        let store = Store { name, plugin, pre, lent, section, collections, limits, seats, opened: OnceLock::new() };
+        let name = configured.name.clone();
+        let section = Value::Object(configured.section.clone()).to_string();
+        let opened = OnceLock::new();
+        let store = Store { name, plugin, pre, lent, section, collections, limits, scrutiny, seats, opened };
         let lease = store.lease(Instant::now() + limits.call_timeout).await?;
         store.release(lease);
         Ok(Repository { store: Arc::new(store) })

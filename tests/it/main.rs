@@ -5,6 +5,9 @@
 mod support;
 
 // One body, every strategy: what the contract promises of a repository.
+mod conformance;
+
+// What takes the program, several processes, or knowledge of one strategy to look at.
 mod repository;
 
 // Moving data, with real and realistic input.

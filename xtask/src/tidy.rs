@@ -43,7 +43,7 @@ const ABSENCES: &[Absence] = &[
     Absence {
         directory: "host/src",
         words: &["std::fs", "tokio::fs", "fs::File", "ambient_authority"],
-        allowed: &["config", "plugin", "capability", "command", "migration"],
+        allowed: &["config", "plugin", "capability", "command", "migration", "conformance"],
         reason: "what a plugin can reach is opened by capability from a grant; other files only by who was given their name",
     },
     Absence {
@@ -97,6 +97,11 @@ const LEAST_VERSIONS: &[(&str, [u64; 3], &str)] = &[
 /// The first version of wasmtime that is no longer the long-term release.
 const WASMTIME_BELOW: [u64; 3] = [49, 0, 0];
 
+/// What every strategy exports.
+const CONTRACT: &str = "wit/repository.wit";
+/// Where the cases are listed.
+const SUITE: &str = "host/src/conformance.rs";
+
 /// A tracked file.
 struct File {
     /// Relative to the workspace, with `/`.
@@ -132,7 +137,7 @@ fn tracked_files() -> Result<Vec<File>> {
 }
 
 fn findings(files: &[File]) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found = untested(files);
     for file in files {
         found.extend(size(file));
         let Ok(text) = std::str::from_utf8(&file.bytes) else { continue };
@@ -148,6 +153,44 @@ fn findings(files: &[File]) -> Vec<String> {
         }
     }
     found
+}
+
+/// Functions of the contract that no case of the conformance suite says it is about. That a case calls what it is about is
+/// checked whenever it runs.
+fn untested(files: &[File]) -> Vec<String> {
+    let text =
+        |path: &str| files.iter().find(|file| file.path == path).and_then(|file| std::str::from_utf8(&file.bytes).ok());
+    let (Some(contract), Some(suite)) = (text(CONTRACT), text(SUITE)) else {
+        return vec![format!("{CONTRACT} or {SUITE} is gone: is every function of the contract still tested?")];
+    };
+    let missing = functions(contract).into_iter().filter(|names| {
+        !names.iter().any(|name| suite.contains(&format!("[\"{name}\"")) || suite.contains(&format!(", \"{name}\"")))
+    });
+    missing.map(|names| format!("{CONTRACT}: no case in {SUITE} is about `{}`", names[0])).collect()
+}
+
+/// The functions of an interface, each with the names that it may go by: a static one of a resource has its own, and a
+/// method has the resource's before it.
+fn functions(wit: &str) -> Vec<Vec<String>> {
+    let mut functions = Vec::new();
+    let mut resource: Option<&str> = None;
+    for line in wit.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("resource ").and_then(|rest| rest.strip_suffix(" {")) {
+            resource = Some(name);
+        } else if line == "}" {
+            resource = None;
+        } else if let Some((name, rest)) = line.split_once(": ")
+            && !line.starts_with("//")
+            && (rest.starts_with("func(") || rest.starts_with("static func("))
+        {
+            functions.push(match resource {
+                None => vec![name.to_owned()],
+                Some(resource) if rest.starts_with("static") => vec![name.to_owned(), format!("{resource} {name}")],
+                Some(resource) => vec![format!("{resource} {name}")],
+            });
+        }
+    }
+    functions
 }
 
 fn size(file: &File) -> Option<String> {
@@ -272,6 +315,20 @@ mod tests {
         assert_eq!(check("host/src/query.rs", "match name { \"json\" => 1, _ => 2 }\n"), 1);
         assert_eq!(check("host/src/migration/plan.rs", "    eprintln!(\"{done}\");\n"), 1);
         assert_eq!(check("plugins/json/src/lib.rs", "std::fs::read(path)\n"), 1);
+    }
+
+    #[test]
+    fn a_function_of_the_contract_without_a_case_is_found() {
+        let file = |path: &str, text: &str| File { path: path.into(), bytes: text.into() };
+        let contract = "interface repository {\n  get: func() -> x;\n  resource transaction {\n    get: func() -> x;\n    \
+                        commit: static func() -> x;\n  }\n  begin: func() -> transaction;\n}\n";
+        let check = |suite: &str| untested(&[file(CONTRACT, contract), file(SUITE, suite)]);
+        let all = "a::b [\"get\", \"begin\"];\na::c [\"transaction get\", \"commit\"];\n";
+        assert_eq!(check(all), Vec::<String>::new());
+        assert_eq!(check(&all.replace("transaction get", "x")).len(), 1);
+        assert_eq!(check(&all.replace("\"get\"", "\"y\"")).len(), 1);
+        assert_eq!(check(&all.replace("commit", "x")).len(), 1);
+        assert_eq!(untested(&[]).len(), 1);
     }
 
     #[test]

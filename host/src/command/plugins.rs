@@ -1,4 +1,6 @@
-//! `larder plugins`: what is in the plugins directory, and what a component wants.
+//! `larder plugins`: what is in the plugins directory, what a component wants, and whether it keeps the contract.
+
+pub(super) mod test;
 
 use serde_json::{Value, json};
 
@@ -17,6 +19,8 @@ pub(super) async fn run(context: &mut Context, command: PluginsCommand) -> Resul
             let text = describe(&plugin);
             context.printer.result(text, &value(&plugin))
         }
+        // Needs no configuration, and ran without one.
+        PluginsCommand::Test(_) => Ok(()),
     }
 }
 

@@ -62,6 +62,8 @@ impl WasiView for State {
 /// An instance of a plugin with its store opened.
 pub(crate) struct Instance {
     pub(crate) store: Store<State>,
+    /// It answered writes that are not durable before a `flush`.
+    pub(crate) is_unsynced: bool,
     strategy: Strategy,
 }
 
@@ -76,7 +78,7 @@ impl Instance {
         let mut store = Store::new(pre.engine(), state);
         arm(&mut store);
         match tokio::time::timeout(deadline, pre.instantiate_async(&mut store)).await {
-            Ok(Ok(strategy)) => Ok(Instance { store, strategy }),
+            Ok(Ok(strategy)) => Ok(Instance { store, is_unsynced: false, strategy }),
             Ok(Err(error)) => Err(trapped(plugin, "instantiate", &error, store.data())),
             Err(_) => Err(overran(plugin, "instantiate", deadline)),
         }

@@ -45,6 +45,7 @@ macro_rules! within {
             let $guest = guest.transaction();
             tokio::time::timeout(store.limits.call_timeout, $call).await
         };
+        store.scrutiny.note($operation);
         match ended {
             Ok(Ok(Ok(value))) => value,
             Ok(Ok(Err(error))) => return Err(clean(error).into()),
@@ -81,6 +82,7 @@ impl Repository {
                 tokio::time::timeout_at(deadline, guest.call_begin(context, isolation, read_only)).await
             };
             drop(waited.take());
+            store.scrutiny.note("begin");
             match ended {
                 Ok(Ok(Ok(resource))) => {
                     return Ok(Transaction::new(self.clone(), Open { lease, resource }));
@@ -216,8 +218,10 @@ impl Transaction {
                 tokio::time::timeout(timeout, guest.call_rollback(context, open.resource)).await
             }
         };
+        store.scrutiny.note(operation);
         match ended {
             Ok(Ok(answer)) => {
+                open.lease.instance.is_unsynced = store.leaves_unsynced(operation, open.lease.instance.is_unsynced);
                 store.release(open.lease);
                 answer.map_err(clean)?;
                 if commit && store.plugin.description.features.deferred_sync {

@@ -50,6 +50,7 @@ pub struct Transaction<S: Sql> {
     inner: S::Transaction,
     /// After an error it can only be rolled back.
     failed: bool,
+    is_read_only: bool,
 }
 
 impl<S: Sql> SqlStore<S> {
@@ -327,7 +328,7 @@ impl<S: Sql> SqlStore<S> {
 
     /// Begins a transaction.
     pub(crate) fn begin(&mut self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction<S>> {
-        Ok(Transaction { inner: self.sql.begin(isolation, read_only)?, failed: false })
+        Ok(Transaction { inner: self.sql.begin(isolation, read_only)?, failed: false, is_read_only: read_only })
     }
 
     /// Entities by id, in a transaction.
@@ -371,6 +372,9 @@ impl<S: Sql> SqlStore<S> {
         now: &str,
     ) -> Result<Vec<Outcome>> {
         transaction.usable()?;
+        if transaction.is_read_only {
+            return Err(Error::invalid("the transaction is read-only"));
+        }
         let touched = self.touched(&writes, true)?;
         let run: Run = &|text, params, max_bytes| transaction.inner.query(text, params, max_bytes);
         let apply = Apply { tables: &self.tables, run, strict: self.strict, now };

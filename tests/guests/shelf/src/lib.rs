@@ -1,4 +1,4 @@
-//! A whole strategy as somebody outside the project would write it: one file an entity, `<collection>/<hex of id>.json`.
+//! A whole strategy as somebody outside the project would write it: one file an entity, `<collection>/<digest of id>.json`.
 //!
 //! It declares no feature, applies no filter and sorts nothing: what a strategy leaves, the host does. Tests drop it into
 //! a plugins directory beside the shipped ones, and the host knows it by its file alone.
@@ -9,11 +9,12 @@ use larder_model::{
     Page, Query, Result, Violation, Write, entity, filter::Filter, json,
 };
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 /// The largest body.
 const ENTITY_BYTES_MAX: u32 = 1 << 20;
-/// The longest id: its hexadecimal digits are part of a file name, which has at most 255 bytes.
-const ID_BYTES_MAX: usize = 100;
+/// A rule that no other strategy has, so that somebody has one: only `validate` knows it.
+const MEMBERS_MAX: usize = 1000;
 /// What `files.entries` lists at most: a list as long as this may have been cut.
 const ENTRIES_MAX: usize = 10_000;
 /// Held while an entity is read, compared and replaced.
@@ -35,54 +36,52 @@ impl<F: Files> Shelf<F> {
         found.ok_or_else(|| Error::invalid(format!("there is no collection {name:?}")))
     }
 
+    /// An id may be longer than a file name and hold any sign, so a file is named after its digest.
     fn path(&self, collection: &str, id: &str) -> String {
-        let digits: String = id.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let digits: String = Sha256::digest(id).iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{collection}/{digits}.{}", self.extension)
     }
 
-    /// The id that a file is named after; none for files of others.
-    fn id(&self, path: &str) -> Option<String> {
-        let (_, name) = path.rsplit_once('/')?;
-        let digits = name.strip_suffix(&self.extension)?.strip_suffix('.')?;
-        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
-        String::from_utf8(bytes?).ok()
-    }
-
-    /// The ids that are stored, sorted by their file's name, from the one behind `after` on.
-    fn ids(&self, collection: &str, after: Option<&[u8]>) -> Result<Vec<String>> {
+    /// The files of a collection, sorted by name, from the one behind `after` on.
+    fn paths(&self, collection: &str, after: Option<&[u8]>) -> Result<Vec<String>> {
         self.collection(collection)?;
         let entries = self.files.entries(&format!("{collection}/"))?;
         if entries.len() >= ENTRIES_MAX {
             let message = format!("{collection}: a shelf holds fewer than {ENTRIES_MAX} entities of a collection");
             return Err(Error::new(ErrorKind::LimitExceeded, message));
         }
-        let ids = entries.into_iter().filter_map(|(path, _)| self.id(&path));
-        Ok(ids.filter(|id| after.is_none_or(|after| id.as_bytes() > after)).collect())
+        let ours = entries.into_iter().map(|(path, _)| path).filter(|path| path.ends_with(&self.extension));
+        Ok(ours.filter(|path| after.is_none_or(|after| path.as_bytes() > after)).collect())
     }
 
-    fn stored(&self, collection: &Collection, id: &str) -> Result<Option<Entity>> {
-        let path = self.path(&collection.name, id);
-        let Some(body) = self.files.read(&path, 0, ENTITY_BYTES_MAX + 1)? else { return Ok(None) };
+    /// What a file holds, under the id that it says.
+    fn read(&self, collection: &Collection, path: &str) -> Result<Option<Entity>> {
+        let Some(body) = self.files.read(path, 0, ENTITY_BYTES_MAX + 1)? else { return Ok(None) };
         if body.len() > ENTITY_BYTES_MAX as usize {
             return Err(Error::corrupt(format!("{path} is larger than an entity can be")));
         }
         let fields = json::parse_object(&body).map_err(|error| Error::corrupt(format!("{path}: {error}")))?;
+        let id = entity::key_of(collection, &fields).map_err(|error| Error::corrupt(format!("{path}: {error}")))?;
         Ok(Some(Entity { id: id.to_owned(), version: entity::version_of(collection, &fields), body }))
     }
 
-    fn check_size(id: &str, body: &[u8]) -> Result<()> {
-        if id.len() > ID_BYTES_MAX {
-            return Err(Error::new(ErrorKind::Rejected, format!("an id has at most {ID_BYTES_MAX} bytes")));
-        }
-        if body.len() > ENTITY_BYTES_MAX as usize {
-            return Err(Error::invalid(format!("an entity has at most {ENTITY_BYTES_MAX} bytes")));
+    fn stored(&self, collection: &Collection, id: &str) -> Result<Option<Entity>> {
+        self.read(collection, &self.path(&collection.name, id))
+    }
+
+    fn check_members(fields: &Map<String, Value>) -> Result<()> {
+        if fields.len() > MEMBERS_MAX {
+            let message = format!("an entity on a shelf has at most {MEMBERS_MAX} members");
+            return Err(Error::new(ErrorKind::Rejected, message));
         }
         Ok(())
     }
 
     fn put(&self, collection: &str, id: &str, body: &[u8]) -> Result<()> {
-        Self::check_size(id, body)?;
+        if body.len() > ENTITY_BYTES_MAX as usize {
+            return Err(Error::invalid(format!("an entity has at most {ENTITY_BYTES_MAX} bytes")));
+        }
+        Self::check_members(&json::parse_object(body)?)?;
         let replacement = self.files.replace(&self.path(collection, id))?;
         self.files.replacement_write(&replacement, body)?;
         self.files.replacement_commit(replacement, None, true).map(drop)
@@ -174,7 +173,7 @@ impl<F: Files + Default> Strategy for Shelf<F> {
     fn stored_collections(&mut self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for collection in &self.collections {
-            if !self.ids(&collection.name, None)?.is_empty() {
+            if !self.paths(&collection.name, None)?.is_empty() {
                 names.push(collection.name.clone());
             }
         }
@@ -198,15 +197,17 @@ impl<F: Files + Default> Strategy for Shelf<F> {
 
     fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
         let collection = self.collection(collection)?;
-        let get = |id: &String| if id.len() > ID_BYTES_MAX { Ok(None) } else { self.stored(collection, id) };
-        ids.iter().map(get).collect()
+        ids.iter().map(|id| self.stored(collection, id)).collect()
     }
 
     fn find(&mut self, collection: &str, query: &Query) -> Result<Page> {
-        if let Some(index) = &query.index {
-            return Err(Error::invalid(format!("a shelf has no index {index:?}")));
-        }
         let definition = self.collection(collection)?;
+        // One that is declared may be named, as with any strategy; it makes nothing faster here.
+        if let Some(name) = &query.index
+            && !definition.indexes.iter().any(|index| index.name == *name)
+        {
+            return Err(Error::invalid(format!("{collection} has no index {name:?}")));
+        }
         let mut page = Page {
             entities: Vec::new(),
             next: None,
@@ -215,23 +216,25 @@ impl<F: Files + Default> Strategy for Shelf<F> {
             index_used: None,
         };
         let mut bytes = 0;
-        for id in self.ids(collection, query.cursor.as_deref())? {
+        let mut last = None;
+        for path in self.paths(collection, query.cursor.as_deref())? {
             if page.entities.len() >= query.limit as usize || bytes >= query.max_bytes as usize {
-                page.next = page.entities.last().map(|last| last.id.clone().into_bytes());
+                page.next = last.map(String::into_bytes);
                 break;
             }
             // One that was removed meanwhile is no longer there.
-            if let Some(entity) = self.stored(definition, &id)? {
+            if let Some(entity) = self.read(definition, &path)? {
                 bytes += entity.body.len();
                 page.entities.push(entity);
             }
+            last = Some(path);
         }
         Ok(page)
     }
 
     fn count(&mut self, collection: &str, filter: Option<&Filter>) -> Result<Option<u64>> {
         match filter {
-            None => Ok(Some(self.ids(collection, None)?.len() as u64)),
+            None => Ok(Some(self.paths(collection, None)?.len() as u64)),
             Some(_) => Ok(None),
         }
     }
@@ -247,18 +250,20 @@ impl<F: Files + Default> Strategy for Shelf<F> {
         let definition = self.collection(collection)?;
         let mut batch = Batch::default();
         let mut bytes = 0;
-        for id in self.ids(collection, cursor)? {
-            if id.bytes().map(u32::from).sum::<u32>() % segments != segment {
+        let mut last = None;
+        for path in self.paths(collection, cursor)? {
+            if path.bytes().map(u32::from).sum::<u32>() % segments != segment {
                 continue;
             }
             if !batch.entities.is_empty() && bytes >= max_bytes as usize {
-                batch.next = batch.entities.last().map(|last: &Entity| last.id.clone().into_bytes());
+                batch.next = last.map(String::into_bytes);
                 break;
             }
-            if let Some(entity) = self.stored(definition, &id)? {
+            if let Some(entity) = self.read(definition, &path)? {
                 bytes += entity.body.len();
                 batch.entities.push(entity);
             }
+            last = Some(path);
         }
         Ok(batch)
     }
@@ -290,7 +295,7 @@ impl<F: Files + Default> Strategy for Shelf<F> {
         let definition = self.collection(collection)?;
         let rule = |given: &Entity| {
             let parsed = entity::parse(definition, Some(&given.id), &given.body);
-            parsed.and_then(|_| Self::check_size(&given.id, &given.body)).err()
+            parsed.and_then(|fields| Self::check_members(&fields)).err()
         };
         let violations = (0..).zip(&entities).filter_map(|(position, given)| Some((position, rule(given)?)));
         Ok(violations.map(|(entity, error)| Violation { entity, rule: error.message }).collect())

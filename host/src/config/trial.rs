@@ -1,0 +1,47 @@
+//! Stores that are made to try a plugin out, and thrown away: in a scratch folder, unless somebody says where.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{Config, absolute, environment, resolve};
+use crate::error::Result;
+use crate::plugin::Capability;
+
+/// Stands for an empty folder in the strings of a store that is tried out.
+pub(crate) const SCRATCH_VARIABLE: &str = "SCRATCH";
+/// Stands for a word that no other trial has: part of a name where there is no folder.
+pub(crate) const CASE_VARIABLE: &str = "CASE";
+
+/// The store that a plugin is tried with where nobody says otherwise, as in `storage.stores`: it has what the plugin
+/// wants, below the scratch folder.
+pub(crate) fn store(strategy: &str, wants: &[Capability]) -> Map<String, Value> {
+    let directory = format!("${{{SCRATCH_VARIABLE}}}/store");
+    let database = json!({"type": "sqlite", "name": format!("${{{SCRATCH_VARIABLE}}}/store.db")});
+    let store = match strategy {
+        "json" => json!({"json_strategy": {"base_path": directory}}),
+        "sql" => json!({"sql_strategy": database}),
+        _ => {
+            let mut grants = Map::new();
+            for capability in wants {
+                let grant = match capability {
+                    Capability::Files => json!({"directory": directory}),
+                    Capability::Sql => database.clone(),
+                };
+                grants.insert(capability.name().to_owned(), grant);
+            }
+            json!({"grants": grants})
+        }
+    };
+    store.as_object().cloned().unwrap_or_default()
+}
+
+/// The configuration of a trial. `base_dir` is the host's own place beside the scratch folder.
+pub(crate) fn config(document: Value, base_dir: &Path, scratch: &Path, case: &str) -> Result<Config> {
+    let variables = |name: &str| match name {
+        SCRATCH_VARIABLE => scratch.to_str().map(str::to_owned),
+        CASE_VARIABLE => Some(case.to_owned()),
+        _ => environment::variable(name),
+    };
+    resolve::config(document, &absolute(base_dir)?, None, &variables)
+}
