@@ -77,10 +77,10 @@ macro_rules! conformance_cases {
             bulk::load_stamps_nothing_and_says_what_became_of_each_entity ["load", "flush"];
             bulk::load_refuses_what_is_no_entity_and_stores_the_others ["load", "flush"];
             bulk::a_flush_without_writes_is_no_error ["flush"];
-            transactions::a_transaction_sees_its_own_writes_and_happens_as_one_or_not_at_all ["begin", "transaction get", "transaction find", "transaction apply", "commit", "rollback"];
-            transactions::a_transaction_expects_as_any_write_does ["begin", "transaction apply", "rollback"];
-            transactions::a_transaction_that_only_reads_refuses_to_write ["begin", "transaction apply"];
-            transactions::every_isolation_can_be_asked_for_or_is_refused ["begin", "commit"];
+            transactions::a_transaction_sees_its_own_writes_and_happens_as_one_or_not_at_all ["begin", "transaction.get", "transaction.find", "transaction.apply", "transaction.commit", "transaction.rollback"];
+            transactions::a_transaction_expects_as_any_write_does ["begin", "transaction.apply", "transaction.rollback"];
+            transactions::a_transaction_that_only_reads_refuses_to_write ["begin", "transaction.apply"];
+            transactions::every_isolation_can_be_asked_for_or_is_refused ["begin", "transaction.commit"];
         }
     };
 }

@@ -275,7 +275,7 @@ impl Store {
         match operation {
             "flush" => false,
             "load" => true,
-            "apply" | "commit" => before || self.plugin.description.features.deferred_sync,
+            "apply" | "transaction.commit" => before || self.plugin.description.features.deferred_sync,
             _ => before,
         }
     }

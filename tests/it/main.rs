@@ -16,5 +16,8 @@ mod migration;
 // The program: its output, its errors and its exit codes.
 mod cli;
 
+// What a component can borrow, function by function.
+mod capabilities;
+
 // Plugins that try what they may not do, and files that are no plugins.
 mod sandbox;

@@ -97,10 +97,12 @@ const LEAST_VERSIONS: &[(&str, [u64; 3], &str)] = &[
 /// The first version of wasmtime that is no longer the long-term release.
 const WASMTIME_BELOW: [u64; 3] = [49, 0, 0];
 
-/// What every strategy exports.
-const CONTRACT: &str = "wit/repository.wit";
-/// Where the cases are listed.
-const SUITE: &str = "host/src/conformance.rs";
+/// An interface, where its functions are tested, and what stands before their names there.
+const TESTED: &[(&str, &str, &str)] = &[
+    ("wit/repository.wit", "host/src/conformance.rs", ""),
+    ("wit/files.wit", "tests/it/capabilities.rs", "files."),
+    ("wit/sql.wit", "tests/it/capabilities.rs", "sql."),
+];
 
 /// A tracked file.
 struct File {
@@ -155,39 +157,40 @@ fn findings(files: &[File]) -> Vec<String> {
     found
 }
 
-/// Functions of the contract that no case of the conformance suite says it is about. That a case calls what it is about is
-/// checked whenever it runs.
+/// Functions of the contract that no case of the conformance suite says it is about, and functions of capabilities that
+/// no test names. That a case calls what it is about is checked whenever it runs.
 fn untested(files: &[File]) -> Vec<String> {
-    let text =
-        |path: &str| files.iter().find(|file| file.path == path).and_then(|file| std::str::from_utf8(&file.bytes).ok());
-    let (Some(contract), Some(suite)) = (text(CONTRACT), text(SUITE)) else {
-        return vec![format!("{CONTRACT} or {SUITE} is gone: is every function of the contract still tested?")];
-    };
-    let missing = functions(contract).into_iter().filter(|names| {
-        !names.iter().any(|name| suite.contains(&format!("[\"{name}\"")) || suite.contains(&format!(", \"{name}\"")))
-    });
-    missing.map(|names| format!("{CONTRACT}: no case in {SUITE} is about `{}`", names[0])).collect()
+    let mut found = Vec::new();
+    for (contract, tests, prefix) in TESTED {
+        let text = |path: &str| {
+            files.iter().find(|file| file.path == path).and_then(|file| std::str::from_utf8(&file.bytes).ok())
+        };
+        let (Some(functions), Some(suite)) = (text(contract).map(functions), text(tests)) else {
+            found.push(format!("{contract} or {tests} is gone: is every function of the contract still tested?"));
+            continue;
+        };
+        let missing = functions.iter().filter(|name| !suite.contains(&format!("\"{prefix}{name}\"")));
+        found.extend(missing.map(|name| format!("{contract}: nothing in {tests} is about `{prefix}{name}`")));
+    }
+    found
 }
 
-/// The functions of an interface, each with the names that it may go by: a static one of a resource has its own, and a
-/// method has the resource's before it.
-fn functions(wit: &str) -> Vec<Vec<String>> {
+/// The functions of an interface; those of a resource behind its name.
+fn functions(wit: &str) -> Vec<String> {
     let mut functions = Vec::new();
-    let mut resource: Option<&str> = None;
+    let mut resource = String::new();
     for line in wit.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix("resource ").and_then(|rest| rest.strip_suffix(" {")) {
-            resource = Some(name);
+            resource = format!("{name}.");
         } else if line == "}" {
-            resource = None;
+            resource.clear();
+        } else if line.starts_with("constructor(") {
+            functions.push(format!("{resource}constructor"));
         } else if let Some((name, rest)) = line.split_once(": ")
             && !line.starts_with("//")
             && (rest.starts_with("func(") || rest.starts_with("static func("))
         {
-            functions.push(match resource {
-                None => vec![name.to_owned()],
-                Some(resource) if rest.starts_with("static") => vec![name.to_owned(), format!("{resource} {name}")],
-                Some(resource) => vec![format!("{resource} {name}")],
-            });
+            functions.push(format!("{resource}{name}"));
         }
     }
     functions
@@ -319,16 +322,23 @@ mod tests {
 
     #[test]
     fn a_function_of_the_contract_without_a_case_is_found() {
-        let file = |path: &str, text: &str| File { path: path.into(), bytes: text.into() };
         let contract = "interface repository {\n  get: func() -> x;\n  resource transaction {\n    get: func() -> x;\n    \
                         commit: static func() -> x;\n  }\n  begin: func() -> transaction;\n}\n";
-        let check = |suite: &str| untested(&[file(CONTRACT, contract), file(SUITE, suite)]);
-        let all = "a::b [\"get\", \"begin\"];\na::c [\"transaction get\", \"commit\"];\n";
-        assert_eq!(check(all), Vec::<String>::new());
-        assert_eq!(check(&all.replace("transaction get", "x")).len(), 1);
-        assert_eq!(check(&all.replace("\"get\"", "\"y\"")).len(), 1);
-        assert_eq!(check(&all.replace("commit", "x")).len(), 1);
-        assert_eq!(untested(&[]).len(), 1);
+        assert_eq!(functions(contract), ["get", "transaction.get", "transaction.commit", "begin"]);
+        let replacement = "interface files {\n  resource replacement {\n    constructor(path: string);\n  }\n}\n";
+        assert_eq!(functions(replacement), ["replacement.constructor"]);
+
+        let (wit, suite, _) = TESTED[0];
+        let check = |listed: &str| {
+            let file = |path: &str, text: &str| File { path: path.into(), bytes: text.into() };
+            untested(&[file(wit, contract), file(suite, listed)]).len() - (TESTED.len() - 1)
+        };
+        let all = "a::b [\"get\", \"begin\"];\na::c [\"transaction.get\", \"transaction.commit\"];\n";
+        assert_eq!(check(all), 0);
+        assert_eq!(check(&all.replace("transaction.get", "x")), 1);
+        assert_eq!(check(&all.replace("\"get\"", "\"y\"")), 1);
+        assert_eq!(check(&all.replace("begin", "x")), 1);
+        assert_eq!(untested(&[]).len(), TESTED.len());
     }
 
     #[test]

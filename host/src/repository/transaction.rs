@@ -129,7 +129,7 @@ impl Transaction {
         for id in ids {
             entity::check_id(id)?;
         }
-        let answers = within!(self, "transaction get", |guest, context, resource| guest
+        let answers = within!(self, "transaction.get", |guest, context, resource| guest
             .call_get(context, resource, collection, ids, for_update));
         self.repository.check_answers(collection, ids, answers)
     }
@@ -139,7 +139,7 @@ impl Transaction {
         self.repository.collection(collection)?;
         let nodes = filter::to_arena(query.filter.as_ref());
         let wit = bindings::query_into(query, &nodes);
-        let page = within!(self, "transaction find", |guest, context, resource| guest
+        let page = within!(self, "transaction.find", |guest, context, resource| guest
             .call_find(context, resource, collection, &wit));
         self.repository.check_page(query, nodes.len(), page)
     }
@@ -149,7 +149,7 @@ impl Transaction {
         let count = writes.len();
         let writes: Vec<_> = writes.into_iter().map(bindings::write_into).collect();
         let now = crate::clock::now();
-        let outcomes = within!(self, "transaction apply", |guest, context, resource| guest
+        let outcomes = within!(self, "transaction.apply", |guest, context, resource| guest
             .call_apply(context, resource, &writes, &now));
         if outcomes.len() != count {
             let what = format!("answers {count} writes with {} outcomes", outcomes.len());
@@ -207,7 +207,7 @@ impl Transaction {
     async fn end(self, commit: bool) -> Result<()> {
         let store: &Store = &self.repository.store;
         let Some(mut open) = self.open.lock().await.take() else { return Err(expired(store)) };
-        let operation = if commit { "commit" } else { "rollback" };
+        let operation = if commit { "transaction.commit" } else { "transaction.rollback" };
         let ended = {
             let (guest, context) = open.lease.instance.parts();
             let guest = guest.transaction();

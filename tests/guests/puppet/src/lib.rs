@@ -4,7 +4,7 @@
 //!
 //! It wants every capability, so a store that was granted less must not load it.
 
-use larder_guest::{Files, LockMode, Sql, SqlTransaction, Strategy};
+use larder_guest::{FileStat, Files, LockMode, Sql, SqlTransaction, SqlValue, Strategy};
 use larder_model::{
     Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Features, Isolation, Loaded, Opened, Outcome,
     Page, Query, Result, Violation, Write, filter::Filter, json,
@@ -36,21 +36,56 @@ impl<F: Files, S: Sql> Puppet<F, S> {
                 Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
                 None => "nothing".to_owned(),
             }),
-            "stat" => Ok(format!("{:?}", files.stat(object)?)),
-            "append" => files.append(object, MARK).map(|stat| format!("{stat:?}")),
+            "read-part" => Ok(match files.read(object, 4, 6)? {
+                Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                None => "nothing".to_owned(),
+            }),
+            "stat" => Ok(sizes(files.stat(object)?.into_iter())),
+            "generation" => Ok(format!("{:?}", files.stat(object)?.map(|stat| stat.generation))),
+            "append" => files.append(object, MARK).map(|stat| sizes([stat].into_iter())),
             "sync" => files.sync(object).map(|()| String::new()),
             "truncate" => files.truncate(object, 0).map(|()| String::new()),
             "remove" => files.remove(object).map(|existed| existed.to_string()),
             "entries" => files.entries(object).map(|entries| format!("{entries:?}")),
+            "lock-twice" => {
+                let (first, second) = object.split_once(' ').unwrap_or((object, ""));
+                let mode = |name: &str| if name == "shared" { LockMode::Shared } else { LockMode::Exclusive };
+                let held = files.try_acquire("twice", mode(first))?;
+                let other = files.try_acquire("twice", mode(second))?;
+                Ok(format!("{} {}", held.is_some(), other.is_some()))
+            }
+            "free-space" => files.free_space().map(|bytes| (bytes > 0).to_string()),
             "lock" => Ok(files.try_acquire(object, LockMode::Exclusive)?.is_some().to_string()),
             "replace" => self.replace(object, None),
             "keep-as" => self.replace("kept", Some(object)),
+            "abandon" => {
+                let replacement = files.replace(object)?;
+                files.replacement_write(&replacement, MARK).map(|()| String::new())
+            }
             "hold-locks" => {
                 let mut held = Vec::new();
                 loop {
                     held.push(files.try_acquire(&format!("lock-{}", held.len()), LockMode::Exclusive)?);
                 }
             }
+            "dialect" => Ok(format!("{:?}", self.sql.dialect())),
+            "database-size" => self.sql.size().map(|bytes| format!("{:?}", bytes.map(|bytes| bytes > 0))),
+            "sql-sync" => self.sql.sync().map(|()| String::new()),
+            "sql-parameters" => {
+                let params = vec![SqlValue::Integer(7), SqlValue::Text("t".into()), SqlValue::Null];
+                self.sql
+                    .query(object, params, READ_BYTES_MAX)
+                    .map(|rows| format!("{:?} {:?}", rows.columns, rows.cells))
+            }
+            "sql-cut" => {
+                self.sql.query(object, Vec::new(), 1).map(|rows| format!("{} {}", rows.cells.len(), rows.more))
+            }
+            "sql-affected" => self.sql.query(object, Vec::new(), 0).map(|rows| rows.affected.to_string()),
+            "sql-commit" => within(self.sql.begin(None, false)?, object, S::Transaction::commit),
+            "sql-rollback" => within(self.sql.begin(None, false)?, object, S::Transaction::rollback),
+            "sql-drop" => within(self.sql.begin(None, false)?, object, |_| Ok(())),
+            "sql-read-only" => within(self.sql.begin(None, true)?, object, S::Transaction::commit),
+            "sql-bulk" => within(self.sql.begin_bulk()?, object, S::Transaction::commit),
             "sql" => self.sql.query(object, Vec::new(), READ_BYTES_MAX).map(|rows| format!("{:?}", rows.cells)),
             "sql-in-transaction" => {
                 let transaction = self.sql.begin(None, false)?;
@@ -90,7 +125,7 @@ impl<F: Files, S: Sql> Puppet<F, S> {
     fn replace(&self, path: &str, keep_old_as: Option<&str>) -> Result<String> {
         let replacement = self.files.replace(path)?;
         self.files.replacement_write(&replacement, MARK)?;
-        self.files.replacement_commit(replacement, keep_old_as, true).map(|stat| format!("{stat:?}"))
+        self.files.replacement_commit(replacement, keep_old_as, true).map(|stat| sizes([stat].into_iter()))
     }
 
     fn key(&self, collection: &str) -> Result<&str> {
@@ -112,6 +147,17 @@ impl<F: Files, S: Sql> Puppet<F, S> {
     fn lies(&self, what: &str) -> bool {
         self.lie == what
     }
+}
+
+/// One statement in a transaction, and how that ends.
+fn within<T: SqlTransaction>(transaction: T, statement: &str, end: impl FnOnce(T) -> Result<()>) -> Result<String> {
+    let rows = transaction.query(statement, Vec::new(), READ_BYTES_MAX)?;
+    end(transaction)?;
+    Ok(format!("{:?}", rows.cells))
+}
+
+fn sizes(stats: impl Iterator<Item = FileStat>) -> String {
+    stats.map(|stat| format!("{} bytes", stat.size)).collect::<Vec<_>>().join(", ")
 }
 
 /// Recursion that no compiler turns into a loop.
