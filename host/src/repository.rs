@@ -200,7 +200,8 @@ impl Store {
         let collections: Vec<_> = self.collections.iter().filter(told).map(bindings::collection_into).collect();
         let mut reserve = None;
         loop {
-            let state = State::new(self.limits.memory_bytes_max, self.lent.files.clone(), self.lent.sql.clone());
+            let files = self.lent.files.as_ref().map(Directory::for_instance);
+            let state = State::new(self.limits.memory_bytes_max, files, self.lent.sql.clone());
             let mut instance = Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?;
             let ended = {
                 let (guest, store) = instance.parts();

@@ -14,7 +14,7 @@ use std::{
     io::{self, ErrorKind as Io, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -71,7 +71,10 @@ pub enum LockMode {
 ///
 /// The directory need not exist: until the first write makes it, there are no files in it.
 #[derive(Debug, Clone)]
-pub struct Directory(Arc<Inner>);
+pub struct Directory(Arc<Inner>, Held);
+
+/// The lock files that one instance holds.
+type Held = Arc<Mutex<Vec<Weak<File>>>>;
 
 #[derive(Debug)]
 struct Inner {
@@ -91,8 +94,8 @@ struct Inner {
 /// A lock that is held until this is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    /// None where the directory cannot be written to and has no lock file.
-    _file: Option<File>,
+    /// None where the directory cannot be written to and has no lock file. Work that goes on holds it too.
+    file: Option<Arc<File>>,
     _handle: OwnedSemaphorePermit,
 }
 
@@ -137,15 +140,46 @@ impl Drop for Temporary {
 impl Directory {
     /// The directory at `path`, which is resolved with the process' own rights and touched by the first use.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Directory(Arc::new(Inner {
-            path: path.into(),
-            opened: Mutex::default(),
-            wanted: Mutex::default(),
-            reserve: Mutex::default(),
-            handles: Arc::new(Semaphore::new(HANDLES_MAX)),
-            unsynced_folders: Mutex::default(),
-            swept_folders: Mutex::default(),
-        }))
+        Directory(
+            Arc::new(Inner {
+                path: path.into(),
+                opened: Mutex::default(),
+                wanted: Mutex::default(),
+                reserve: Mutex::default(),
+                handles: Arc::new(Semaphore::new(HANDLES_MAX)),
+                unsynced_folders: Mutex::default(),
+                swept_folders: Mutex::default(),
+            }),
+            Held::default(),
+        )
+    }
+
+    /// The same grant for an instance of its own: what the locks of one are held for is nothing to another.
+    pub fn for_instance(&self) -> Self {
+        Directory(self.0.clone(), Held::default())
+    }
+
+    fn note_held(&self, lock: Lock) -> Lock {
+        let mut held = locked(&self.1);
+        held.retain(|file| file.strong_count() > 0);
+        held.extend(lock.file.as_ref().map(Arc::downgrade));
+        lock
+    }
+
+    /// Runs work on a blocking thread, where it goes on when whoever waits for it goes away: at the end of a call's time,
+    /// say. So until its end it holds every lock that its instance held, or it would write over what the next holder of
+    /// a lock wrote.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let held: Vec<Arc<File>> = locked(&self.1).iter().filter_map(Weak::upgrade).collect();
+        let guarded = move || {
+            let result = work();
+            drop(held);
+            result
+        };
+        match tokio::task::spawn_blocking(guarded).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::new(ErrorKind::Internal, format!("file work was broken off: {error}"))),
+        }
     }
 
     /// `files.try-acquire`: none where another open of the lock file holds it. What was refused is remembered for
@@ -161,7 +195,7 @@ impl Directory {
             && reserved == name
             && reserved_mode == mode
         {
-            return Ok(Some(lock));
+            return Ok(Some(self.note_held(lock)));
         }
         let handle = self.handle()?;
         let turnstile = format!("{name}{TURNSTILE_SUFFIX}");
@@ -173,8 +207,8 @@ impl Directory {
         };
         drop(passed);
         match held {
-            Attempt::Held(file) => Ok(Some(Lock { _file: Some(file), _handle: handle })),
-            Attempt::NoFile => Ok(Some(Lock { _file: None, _handle: handle })),
+            Attempt::Held(file) => Ok(Some(self.note_held(Lock { file: Some(Arc::new(file)), _handle: handle }))),
+            Attempt::NoFile => Ok(Some(Lock { file: None, _handle: handle })),
             Attempt::Refused => {
                 *locked(&self.0.wanted) = Some((name.to_string(), mode));
                 Ok(None)
@@ -203,7 +237,7 @@ impl Directory {
         let turn = self.poll_lock(&turnstile, mode, LockMode::Exclusive, deadline, &name).await?;
         let file = self.poll_lock(&name, mode, mode, deadline, &name).await?;
         drop(turn);
-        *locked(&self.0.reserve) = Some((name, mode, Lock { _file: file, _handle: handle }));
+        *locked(&self.0.reserve) = Some((name, mode, Lock { file: file.map(Arc::new), _handle: handle }));
         Ok(())
     }
 
@@ -304,7 +338,7 @@ impl Directory {
         let wanted = size.saturating_sub(offset).min(max_bytes.min(READ_BYTES_MAX).into()) as usize;
         let name = path.to_string();
         let read = move || read_up_to(&file, offset, wanted).map_err(|error| io_error(&name, &error));
-        if wanted <= INLINE_BYTES_MAX { read().map(Some) } else { blocking(read).await.map(Some) }
+        if wanted <= INLINE_BYTES_MAX { read().map(Some) } else { self.blocking(read).await.map(Some) }
     }
 
     /// `files.append`.
@@ -324,7 +358,7 @@ impl Directory {
             mark_changed(&file);
             stat_of_file(&file, &name)
         };
-        if small { append() } else { blocking(append).await }
+        if small { append() } else { self.blocking(append).await }
     }
 
     /// `files.sync`: the file, and its name where that is new.
@@ -336,7 +370,7 @@ impl Directory {
         let folder_too = locked(&self.0.unsynced_folders).contains(&folder);
         let name = path.to_string();
         let synced = folder.clone();
-        blocking(move || {
+        self.blocking(move || {
             file.sync_data().map_err(|error| io_error(&name, &error))?;
             if folder_too { sync_folder(&dir, &synced) } else { Ok(()) }
         })
@@ -386,7 +420,7 @@ impl Directory {
             return Err(Error::invalid("the prefix is no path"));
         }
         let Some(dir) = self.dir()? else { return Ok(Vec::new()) };
-        blocking(move || list(&dir, &folder, &name_prefix)).await
+        self.blocking(move || list(&dir, &folder, &name_prefix)).await
     }
 
     /// `files.free-space`.
@@ -511,7 +545,7 @@ impl Replacement {
             Ok(()) => Ok(temporary),
             Err(error) => Err(io_error(&path, &error)),
         };
-        let written = if small { write() } else { blocking(write).await };
+        let written = if small { write() } else { self.directory.blocking(write).await };
         match written {
             Ok(temporary) => {
                 self.state = State::Open(temporary);
@@ -532,7 +566,7 @@ impl Replacement {
         let temporary = self.take_open()?;
         let path = std::mem::take(&mut self.path);
         let keep_old_as = keep_old_as.map(str::to_string);
-        blocking(move || commit(temporary, &path, keep_old_as.as_deref(), durable)).await
+        self.directory.blocking(move || commit(temporary, &path, keep_old_as.as_deref(), durable)).await
     }
 
     /// The open file, made where this is the first use. What goes wrong while it is out leaves the state failed.
@@ -617,13 +651,6 @@ enum Attempt {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Error::new(ErrorKind::Internal, format!("file work was broken off: {error}"))),
-    }
 }
 
 /// cap-std keeps every path inside; this refuses early, and by name, what it would refuse or read differently.
@@ -1126,5 +1153,32 @@ mod tests {
         assert_eq!(io_error("doc", &Errno::ROFS.into()).kind, ErrorKind::Denied);
         assert_eq!(io_error("doc", &Errno::ACCESS.into()).kind, ErrorKind::Denied);
         assert_eq!(io_error("doc", &Errno::IO.into()).kind, ErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_after_its_caller_went_away_keeps_the_lock_until_its_end() {
+        let (_outer, directory) = store();
+        directory.append("doc", b"old".to_vec()).await.unwrap();
+        for round in 0..20 {
+            let (one, two) = (directory.for_instance(), directory.for_instance());
+            let lock = one.try_acquire("lock", LockMode::Exclusive).await.unwrap().expect("nobody holds it");
+            let mut replacement = one.replacement("doc");
+            let text = format!("{round:>9}").repeat(1 << 16);
+            replacement.write(text.clone().into_bytes()).await.unwrap();
+            // Asked once, and given up: the work has begun.
+            let mut commit = Box::pin(replacement.commit(None, true));
+            assert!(tokio::time::timeout(Duration::ZERO, &mut commit).await.is_err());
+            drop(commit);
+            drop(lock);
+
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while two.try_acquire("lock", LockMode::Exclusive).await.unwrap().is_none() {
+                two.wait_for_lock(deadline).await.unwrap();
+            }
+            let size = two.stat("doc").await.unwrap().expect("a document").size;
+            assert_eq!(size, text.len() as u64, "round {round}");
+            let found = two.read("doc", 0, 9).await.unwrap().expect("a document");
+            assert_eq!(found, text.as_bytes()[..9], "round {round}: the lock was free before the document was there");
+        }
     }
 }
