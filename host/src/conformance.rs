@@ -60,6 +60,7 @@ macro_rules! conformance_cases {
             writes::an_atomic_apply_is_all_or_nothing_and_names_the_write_that_failed ["apply"];
             writes::an_atomic_apply_spans_collections_and_refuses_one_entity_twice ["apply"];
             writes::an_atomic_apply_beyond_its_bound_is_refused_whole ["apply"];
+            writes::an_atomic_apply_that_is_given_up_is_whole_or_nothing ["apply", "get"];
             writes::an_apply_that_is_not_atomic_answers_each_write ["apply"];
             writes::writers_at_once_lose_no_update ["apply", "get"];
             reads::get_answers_in_the_order_asked_for_with_gaps_for_what_is_absent ["get"];
@@ -73,10 +74,11 @@ macro_rules! conformance_cases {
             queries::filters_hold_for_what_the_contract_says ["find", "count"];
             queries::answers_are_sorted_across_types_and_limited ["find"];
             queries::an_answer_of_many_pages_has_every_entity_once ["find"];
+            queries::pages_have_every_entity_once_that_nobody_wrote_meanwhile ["find"];
             queries::an_index_that_is_named_is_used_and_an_unknown_one_refused ["find"];
             bulk::load_stamps_nothing_and_says_what_became_of_each_entity ["load", "flush"];
             bulk::load_refuses_what_is_no_entity_and_stores_the_others ["load", "flush"];
-            bulk::a_flush_without_writes_is_no_error ["flush"];
+            bulk::writing_nothing_is_no_error ["flush", "load", "apply"];
             transactions::a_transaction_sees_its_own_writes_and_happens_as_one_or_not_at_all ["begin", "transaction.get", "transaction.find", "transaction.apply", "transaction.commit", "transaction.rollback"];
             transactions::a_transaction_expects_as_any_write_does ["begin", "transaction.apply", "transaction.rollback"];
             transactions::a_transaction_that_only_reads_refuses_to_write ["begin", "transaction.apply"];

@@ -56,9 +56,12 @@ pub(super) async fn load_refuses_what_is_no_entity_and_stores_the_others(place: 
     Ok(())
 }
 
-pub(super) async fn a_flush_without_writes_is_no_error(place: Place) -> Checked {
+pub(super) async fn writing_nothing_is_no_error(place: Place) -> Checked {
     let repository = place.open().await?;
     repository.flush().await?;
+    let loaded = repository.load("templates", Vec::new(), Existing::Fail).await?;
+    ensure_eq!(loaded.written + loaded.unchanged + loaded.skipped, 0, "entities of a load of none");
+    ensure_eq!(repository.apply(Vec::new(), false).await?.len(), 0, "results of an apply of none");
     save(&repository, "a", "").await?;
     repository.flush().await?;
     repository.flush().await?;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use larder_model::filter::{self, Filter};
 use larder_model::path::Path;
-use larder_model::{ErrorKind, Existing, Expectation, SortKey, json};
+use larder_model::{ErrorKind, Existing, Expectation, Query, SortKey, json};
 
 use super::check::{Checked, ensure, ensure_eq, refused};
 use super::entities::{loadable, save};
@@ -224,5 +224,75 @@ pub(super) async fn an_index_that_is_named_is_used_and_an_unknown_one_refused(pl
     refused(repository.query("things", labelled("none-of-that-name")?).collect().await, ErrorKind::InvalidArgument)?;
     let select = Select { index: Some("by-label".into()), ..Select::default() };
     refused(repository.query("templates", select).collect().await, ErrorKind::InvalidArgument)?;
+    Ok(())
+}
+
+/// The strategy's own pages, followed to their end, with something done between each two. The ids come in order.
+async fn paged<W: Future<Output = Checked>>(
+    repository: &Repository,
+    order_by: &[SortKey],
+    (limit, max_bytes): (u32, u32),
+    mut between: impl FnMut(usize) -> W,
+) -> Checked<Vec<String>> {
+    let mut ids = Vec::new();
+    let mut cursor = None;
+    for page in 0.. {
+        let query =
+            Query { filter: None, order_by: order_by.to_vec(), limit, max_bytes, index: None, cursor: cursor.take() };
+        let found = repository.find("templates", &query).await?;
+        let bytes: usize = found.entities.iter().map(|entity| entity.body.len()).sum();
+        let last = found.entities.last().map_or(0, |entity| entity.body.len());
+        ensure!(
+            found.entities.len() <= 1 || bytes - last < max_bytes as usize,
+            "a page of {max_bytes} bytes has {bytes} in {} entities",
+            found.entities.len()
+        );
+        ids.extend(found.entities.into_iter().map(|entity| entity.id));
+        let Some(next) = found.next else { break };
+        cursor = Some(next);
+        between(page).await?;
+    }
+    Ok(ids)
+}
+
+pub(super) async fn pages_have_every_entity_once_that_nobody_wrote_meanwhile(place: Place) -> Checked {
+    let repository = place.open().await?;
+    let name = |n: usize| format!("t{n:03}");
+    let padding = "padding ".repeat(20);
+    let entities = (0..60).map(|n| loadable(&name(n), &format!(r#","n":{},"padding":"{padding}""#, n / 4)));
+    repository.load("templates", entities.collect(), Existing::Fail).await?;
+    repository.flush().await?;
+    let kept: Vec<String> = (0..60).map(name).collect();
+    for order_by in [vec![], vec![key("n")?], vec![key("-n")?, key("template_id")?]] {
+        for bounds in [(7, 1 << 20), (1, 1), (1000, 2000)] {
+            let quiet = paged(&repository, &order_by, bounds, |_| async { Ok(()) }).await?;
+            let mut sorted = quiet.clone();
+            sorted.sort();
+            ensure_eq!(sorted, kept, "pages of {bounds:?}");
+
+            // Others come and go before, behind and between, and are not counted.
+            let mut busy = paged(&repository, &order_by, bounds, |page| {
+                let repository = repository.clone();
+                async move {
+                    let id = format!("t{:03}-{}", (page * 7) % 60, page % 3);
+                    save(&repository, &id, r#","n":7"#).await?;
+                    if page % 2 == 1 {
+                        let id = format!("t{:03}-{}", ((page - 1) * 7) % 60, (page - 1) % 3);
+                        repository.delete("templates", &id, None).await?;
+                    }
+                    Ok(())
+                }
+            })
+            .await?;
+            busy.retain(|id| !id.contains('-'));
+            busy.sort();
+            ensure_eq!(busy, kept, "pages of {bounds:?} while others write");
+            for entity in repository.query("templates", Select::default()).collect().await? {
+                if entity.id.contains('-') {
+                    repository.delete("templates", &entity.id, None).await?;
+                }
+            }
+        }
+    }
     Ok(())
 }

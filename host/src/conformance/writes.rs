@@ -83,10 +83,16 @@ pub(super) async fn a_delete_says_whether_the_entity_was_there(place: Place) -> 
 
 pub(super) async fn times_are_stamped_once_for_creation_and_each_time_for_updates(place: Place) -> Checked {
     let repository = place.open().await?;
+    let before = crate::clock::now();
     save(&repository, "a", "").await?;
     let first = stored(&repository, "templates", "a").await?;
     check_time(&first["created_at"])?;
     ensure_eq!(first["created_at"], first["updated_at"]);
+    let now = first["created_at"].as_str().unwrap_or_default();
+    ensure!(
+        (before.as_str()..=crate::clock::now().as_str()).contains(&now),
+        "a time of creation that is not now: {now}"
+    );
 
     tokio::time::sleep(Duration::from_millis(2)).await;
     save(&repository, "a", "").await?;
@@ -357,5 +363,28 @@ pub(super) async fn writers_at_once_lose_no_update(place: Place) -> Checked {
     }
     let found = stored(&repository, "templates", "counter").await?;
     ensure_eq!((found["n"].as_u64(), found["version"].as_u64()), (Some(100), Some(101)));
+    Ok(())
+}
+
+pub(super) async fn an_atomic_apply_that_is_given_up_is_whole_or_nothing(place: Place) -> Checked {
+    let repository = place.open().await?;
+    needs_atomic_apply(&place, &repository).await?;
+    let bound = repository.plugin().description.max_atomic_writes;
+    let count = if bound == 0 { 300 } else { bound.min(300) };
+    for round in 0..12_u32 {
+        let writes = (0..count).map(|n| put(&format!("r{round}-{n}"), r#","n":1"#, Expectation::Absent)).collect();
+        // Whoever asked goes away, at another moment each time. The instance goes with the call.
+        let patience = Duration::from_micros(200 << round.min(9));
+        let answered = tokio::time::timeout(patience, repository.apply(writes, true)).await;
+        if let Ok(answered) = &answered {
+            ensure!(answered.is_ok(), "an apply that nothing keeps from its end failed: {answered:?}");
+        }
+        let ids: Vec<String> = (0..count).map(|n| format!("r{round}-{n}")).collect();
+        let there = repository.get("templates", &ids).await?.iter().flatten().count();
+        let whole = there == count as usize;
+        ensure!(whole || there == 0 && answered.is_err(), "{there} of {count} writes of an atomic apply took effect");
+    }
+    // Nothing that it held is held any more.
+    save(&place.another(&repository).await?, "after", "").await?;
     Ok(())
 }
