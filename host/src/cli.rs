@@ -283,9 +283,13 @@ pub struct QueryArgs {
     /// Sort by this field (repeatable); `FIELD:desc` for the largest first.
     #[arg(long, value_name = "FIELD[:desc]")]
     pub order_by: Vec<String>,
-    /// Print at most this many.
+    /// Print at most this many. Where there may be more, standard error ends with `next: --cursor CURSOR`, or
+    /// {"next": CURSOR} with --format json.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
+    /// Go on where the same query ended before: its CURSOR.
+    #[arg(long, value_name = "CURSOR", conflicts_with = "explain")]
+    pub cursor: Option<String>,
     /// Use this index.
     #[arg(long, value_name = "NAME")]
     pub index: Option<String>,

@@ -137,13 +137,26 @@ fn filter_of(args: &FilterArgs) -> Result<Option<Filter>> {
     if let Some(tree) = &args.filter_json {
         let tree = crate::model::json::parse(tree.as_bytes())
             .map_err(|error| Error::usage("--filter-json is not JSON").caused_by(error))?;
-        parts.push(filter::parse_json(&tree)?);
+        parts.push(filter::parse_json(&tree).map_err(|error| {
+            Error::from(error).hint(
+                "a tree is {\"field\": …, \"op\": …, \"value\": …}, {\"all\": […]}, {\"any\": […]}, {\"not\": …}, \
+                 or equalities {\"FIELD\": VALUE, …}",
+            )
+        })?);
     }
     Ok(conjunction(parts))
 }
 
 fn conditions(expressions: &[String]) -> Result<Vec<Filter>> {
-    Ok(expressions.iter().map(|expression| filter::parse_expression(expression)).collect::<Result<_, _>>()?)
+    let parse = |expression: &String| {
+        filter::parse_expression(expression).map_err(|error| {
+            Error::from(error).hint(
+                "a filter is FIELD=VALUE, or with != < <= > >= ^= (begins with) ~= (contains), or FIELD alone (exists); \
+                 a field with such a character, and a value that begins with one, are JSON strings",
+            )
+        })
+    };
+    expressions.iter().map(parse).collect()
 }
 
 fn conjunction(mut parts: Vec<Filter>) -> Option<Filter> {

@@ -100,6 +100,14 @@ pub fn warning(format: Format, message: &str) {
     }
 }
 
+/// Where a page of a query ended, on standard error: the data is the entities alone.
+pub fn next_page(format: Format, cursor: &str) {
+    match format {
+        Format::Text => note(format!("next: --cursor {cursor}")),
+        Format::Json => note(json!({ "next": cursor }).to_string()),
+    }
+}
+
 /// An error on standard error, with its causes and its hint.
 pub fn error(format: Format, error: &Error) {
     if format == Format::Json {

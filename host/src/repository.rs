@@ -378,6 +378,11 @@ impl Repository {
         })
     }
 
+    /// The stored entity, none where there is none.
+    pub async fn get_one(&self, collection: &str, id: &str) -> Result<Option<Entity>> {
+        Ok(self.get(collection, &[id.to_owned()]).await?.remove(0))
+    }
+
     /// One answer an id, in the order asked for; none where nothing is stored.
     pub async fn get(&self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
         self.collection(collection)?;
@@ -408,6 +413,11 @@ impl Repository {
             });
         }
         Ok(entities)
+    }
+
+    /// The error of a reply that cannot be true.
+    pub(crate) fn misbehaved(&self, what: &str) -> Error {
+        self.store.misbehaved(what)
     }
 
     /// An entity that a strategy gave, with its fields, or `corrupt`.

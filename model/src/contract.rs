@@ -13,6 +13,20 @@ pub struct Entity {
     pub body: Vec<u8>,
 }
 
+impl Entity {
+    /// The body's members, every digit of a number kept.
+    pub fn fields(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        crate::json::parse_object(&self.body)
+    }
+
+    /// The body as a type of the caller's own; `corrupt` where it does not fit. A number becomes what the type can hold: a
+    /// `serde_json::Value` keeps every digit, an `f64` does not.
+    pub fn decode<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| Error::corrupt(format!("{} does not fit: {error}", crate::json::quoted(&self.id))))
+    }
+}
+
 /// What must be true of the stored entity for a write to take effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expectation {
@@ -94,6 +108,26 @@ pub struct SortKey {
     pub descending: bool,
 }
 
+impl std::str::FromStr for SortKey {
+    type Err = Error;
+
+    /// Reads `a.b`, `a.b:asc` or `a.b:desc`; a name with a colon is quoted as one with a dot is.
+    fn from_str(text: &str) -> Result<Self> {
+        let (field, direction) = crate::path::Path::parse_prefix(text, |rest| rest.starts_with(':'))?;
+        let descending = match direction {
+            "" | ":asc" => false,
+            ":desc" => true,
+            _ => {
+                return Err(Error::invalid(format!(
+                    "{} ends in no direction: `:asc` and `:desc` are the two",
+                    crate::json::quoted(text)
+                )));
+            }
+        };
+        Ok(SortKey { field, descending })
+    }
+}
+
 /// A question about one collection.
 #[derive(Debug, Clone)]
 pub struct Query {
@@ -107,7 +141,7 @@ pub struct Query {
     pub max_bytes: u32,
     /// An index that must be used.
     pub index: Option<String>,
-    /// From the last page of the same query.
+    /// From a page of the same query; `limit` and `max_bytes` may have been others.
     pub cursor: Option<Vec<u8>>,
 }
 

@@ -275,6 +275,15 @@ pub fn conjunct_nodes(nodes: &[Node]) -> Vec<u32> {
     out
 }
 
+impl std::str::FromStr for Filter {
+    type Err = Error;
+
+    /// As [`parse_expression`] does.
+    fn from_str(text: &str) -> Result<Self> {
+        parse_expression(text)
+    }
+}
+
 /// The names of the operators, for the message about one that is none of them.
 const OPERATORS: &str = "=, !=, <, <=, >, >=, in, between, begins-with, contains, exists";
 
@@ -314,6 +323,7 @@ pub fn parse_json(value: &Value) -> Result<Filter> {
     if map.contains_key("field") && map.contains_key("op") {
         return parse_condition(map);
     }
+    check_reserved(map)?;
     let equality = |(name, value): (&String, &Value)| {
         let value = Scalar::from_value(value).ok_or_else(|| {
             Error::invalid(format!(
@@ -327,6 +337,27 @@ pub fn parse_json(value: &Value) -> Result<Filter> {
     };
     let mut equalities = map.iter().map(equality).collect::<Result<Vec<_>>>()?;
     Ok(if equalities.len() == 1 { equalities.remove(0) } else { Filter::All(equalities) })
+}
+
+/// A slip in a condition must not become a conjunction of equalities, which would quietly hold for nothing.
+fn check_reserved(map: &Map<String, Value>) -> Result<()> {
+    let words = ["all", "any", "not", "field", "op", "value"];
+    let Some(word) = words.into_iter().find(|word| map.contains_key(*word)) else { return Ok(()) };
+    let is_alone = map.len() == 1;
+    // `{"value":1}` can be nothing else than an equality, nor can `{"not":null}`.
+    if is_alone && map.values().all(|value| Scalar::from_value(value).is_some()) {
+        return Ok(());
+    }
+    let what = match word {
+        "all" | "any" if is_alone => format!("{} takes an array of filters", quoted(word)),
+        "not" if is_alone => "\"not\" takes a filter".to_owned(),
+        "all" | "any" | "not" => format!("{} stands alone in its object", quoted(word)),
+        _ => "a condition has \"field\" and \"op\", and most have \"value\"".to_owned(),
+    };
+    Err(Error::invalid(format!(
+        "{what}; an equality on a member of such a name is written as {{\"field\":{},\"op\":\"=\",\"value\":…}}",
+        quoted(word)
+    )))
 }
 
 fn parse_condition(map: &Map<String, Value>) -> Result<Filter> {
@@ -393,6 +424,20 @@ pub fn parse_expression(text: &str) -> Result<Filter> {
         return Ok(Filter::Exists(field));
     };
     let text = rest[op_text.len()..].trim();
+    // `a==1` and `a=>1` are slips of who writes another language, and as they stand would quietly hold for nothing.
+    let doubles = match op {
+        Comparison::Eq => text.starts_with(['=', '<', '>']),
+        Comparison::Lt => text.starts_with(['=', '>']),
+        _ => text.starts_with('='),
+    };
+    if doubles {
+        let end = text.find(|c| !matches!(c, '=' | '<' | '>')).unwrap_or(text.len());
+        return Err(Error::invalid(format!(
+            "`{op_text}{}` is no operator; a text that begins so is quoted: {field}{op_text}{}",
+            &text[..end],
+            quoted(text)
+        )));
+    }
     let scalar = json::parse(text.as_bytes()).ok().as_ref().and_then(Scalar::from_value);
     let value = match (op, scalar) {
         (Comparison::BeginsWith, Some(Scalar::Text(text))) => Scalar::Text(text),
@@ -515,6 +560,7 @@ mod tests {
             (r#"{"all":1}"#, compare("all", Comparison::Eq, number("1"))),
             (r#"{"not":null}"#, compare("not", Comparison::Eq, Scalar::Null)),
             (r#"{"field":"x"}"#, compare("field", Comparison::Eq, text("x"))),
+            (r#"{"field":"op","op":"=","value":"x"}"#, compare("op", Comparison::Eq, text("x"))),
             (r#"{"field":"a.b","op":"=","value":1.50}"#, compare("a.b", Comparison::Eq, number("1.50"))),
             (r#"{"field":"a","op":"eq","value":true}"#, compare("a", Comparison::Eq, Scalar::Boolean(true))),
             (r#"{"field":"a","op":"ne","value":null}"#, compare("a", Comparison::Ne, Scalar::Null)),
@@ -541,7 +587,19 @@ mod tests {
             ("[]", "a filter is a JSON object, not an array"),
             (r#"{"all":[1]}"#, "a filter is a JSON object, not a number"),
             (r#"{"a":[1]}"#, "\"a\" in a filter is compared with an array"),
-            (r#"{"all":[],"a":1}"#, "\"all\" in a filter is compared with an array"),
+            (r#"{"all":[],"a":1}"#, "\"all\" stands alone in its object; an equality on a member of such a name"),
+            (r#"{"all":{"a":1}}"#, "\"all\" takes an array of filters; an equality"),
+            (r#"{"not":[{"a":1}]}"#, "\"not\" takes a filter; an equality"),
+            (r#"{"not":{"a":1},"any":[]}"#, "\"any\" stands alone in its object; an equality"),
+            (
+                r#"{"fied":"status","op":"=","value":1}"#,
+                "a condition has \"field\" and \"op\", and most have \"value\"; an equality on a member of such a name is \
+                 written as {\"field\":\"op\",\"op\":\"=\",\"value\":…}",
+            ),
+            (r#"{"field":"a","value":1}"#, "a condition has \"field\" and \"op\""),
+            (r#"{"field":"a","opp":"=","value":1}"#, "a condition has \"field\" and \"op\""),
+            (r#"{"a":1,"op":"x"}"#, "a condition has \"field\" and \"op\""),
+            (r#"{"a":1,"value":"x"}"#, "a condition has \"field\" and \"op\""),
             (r#"{"a..b":1}"#, "\"a..b\" is not a field"),
             (r#"{"field":1,"op":"="}"#, "field and op of a condition are strings"),
             (r#"{"field":"a","op":"="}"#, "= of field a takes a scalar as its value"),
@@ -597,6 +655,20 @@ mod tests {
         for (given, field) in [("a", "a"), (" a.b ", "a.b"), ("\"a=1\"", "\"a=1\""), ("a!", "\"a!\"")] {
             assert_eq!(parse_expression(given).unwrap(), Filter::Exists(field.parse().unwrap()), "{given}");
         }
+        for (given, message) in [
+            ("a==1", "`==` is no operator; a text that begins so is quoted: a=\"=1\""),
+            ("a == 1", "`==` is no operator"),
+            ("a===x", "`===` is no operator"),
+            ("a!==x", "`!==` is no operator"),
+            ("a=>1", "`=>` is no operator; a text that begins so is quoted: a=\">1\""),
+            ("a=<1", "`=<` is no operator"),
+            ("a<>1", "`<>` is no operator"),
+        ] {
+            let error = parse_expression(given).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidArgument);
+            assert!(error.message.starts_with(message), "{given}: {error}");
+        }
+        assert_eq!("a=\"=1\"".parse::<Filter>().unwrap(), compare("a", Comparison::Eq, text("=1")));
         for given in ["", " ", "=1", "a.=1", ".a", "\"a=1", "\"a\"b=1", "a..b>1"] {
             assert_eq!(parse_expression(given).unwrap_err().kind, ErrorKind::InvalidArgument, "{given}");
         }

@@ -207,6 +207,11 @@ impl<'de> Visitor<'de> for AfterNumberKey {
     }
 }
 
+/// Whatever serializes as a JSON object, as the body of an entity. That it is an object shows when it is saved.
+pub fn encode(value: &(impl serde::Serialize + ?Sized)) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::invalid(format!("this cannot be written as JSON: {error}")))
+}
+
 /// The object as compact JSON, members in their order.
 pub fn to_vec(map: &Map<String, Value>) -> Vec<u8> {
     serde_json::to_vec(map).expect("text keys and a vector cannot fail")

@@ -37,14 +37,25 @@ pub fn compare_values(a: Option<&Value>, b: Option<&Value>) -> Ordering {
 
 /// Compares two entities, each with its id. Ties fall by id, smallest first, in either direction.
 pub fn compare(order_by: &[SortKey], a: (&str, &Map<String, Value>), b: (&str, &Map<String, Value>)) -> Ordering {
-    order_by
-        .iter()
-        .map(|key| {
-            let order = compare_values(key.field.get(a.1), key.field.get(b.1));
-            if key.descending { order.reverse() } else { order }
-        })
-        .find(|order| order.is_ne())
-        .unwrap_or_else(|| a.0.cmp(b.0))
+    let values = order_by.iter().map(|key| (key.field.get(a.1), key.field.get(b.1)));
+    by_values(order_by, values).then_with(|| a.0.cmp(b.0))
+}
+
+/// As [`compare`] does, over the values alone that each entity is ordered by, one a key.
+pub fn compare_keys(order_by: &[SortKey], a: (&str, &[Option<Value>]), b: (&str, &[Option<Value>])) -> Ordering {
+    let values = a.1.iter().zip(b.1).map(|(a, b)| (a.as_ref(), b.as_ref()));
+    by_values(order_by, values).then_with(|| a.0.cmp(b.0))
+}
+
+fn by_values<'a>(
+    order_by: &[SortKey],
+    values: impl Iterator<Item = (Option<&'a Value>, Option<&'a Value>)>,
+) -> Ordering {
+    let orders = order_by.iter().zip(values).map(|(key, (a, b))| {
+        let order = compare_values(a, b);
+        if key.descending { order.reverse() } else { order }
+    });
+    orders.into_iter().find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
 }
 
 #[cfg(test)]

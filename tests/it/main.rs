@@ -10,6 +10,9 @@ mod conformance;
 // What takes the program, several processes, or knowledge of one strategy to look at.
 mod repository;
 
+// Queries in pages.
+mod cursors;
+
 // Moving data, with real and realistic input.
 mod migration;
 

@@ -4,8 +4,9 @@ use serde_json::json;
 
 use super::{Context, filter_of};
 use crate::cli::QueryArgs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::SortKey;
+use crate::output;
 use crate::query::Select;
 
 pub(super) async fn run(context: &mut Context, args: QueryArgs) -> Result<()> {
@@ -16,7 +17,12 @@ pub(super) async fn run(context: &mut Context, args: QueryArgs) -> Result<()> {
         index: args.index,
     };
     let repository = context.open(args.store.store.as_deref()).await?;
-    let mut answer = repository.query(&args.collection, select);
+    // Behind the last entity of a query without a limit there is nothing to go on with.
+    let is_paged = !args.explain && args.limit.is_some_and(|limit| limit > 0);
+    let mut answer = match is_paged || args.cursor.is_some() {
+        true => repository.query_from(&args.collection, select, args.cursor.as_deref()).await?,
+        false => repository.query(&args.collection, select),
+    };
     let mut count = 0u64;
     while let Some(entities) = answer.next().await? {
         count += entities.len() as u64;
@@ -27,6 +33,11 @@ pub(super) async fn run(context: &mut Context, args: QueryArgs) -> Result<()> {
         }
     }
     if !args.explain {
+        // The data goes first, so that a terminal shows the line below it.
+        context.printer.finish()?;
+        if let Some(cursor) = answer.cursor()? {
+            output::next_page(context.printer.format(), &cursor);
+        }
         return Ok(());
     }
     let plan = answer.plan();
@@ -50,9 +61,8 @@ pub(super) async fn run(context: &mut Context, args: QueryArgs) -> Result<()> {
 }
 
 fn sort_key(text: &str) -> Result<SortKey> {
-    let (field, descending) = match text.strip_suffix(":desc") {
-        Some(field) => (field, true),
-        None => (text.strip_suffix(":asc").unwrap_or(text), false),
-    };
-    Ok(SortKey { field: field.parse()?, descending })
+    text.parse().map_err(|error: crate::model::Error| {
+        Error::from(error)
+            .hint("`FIELD`, `FIELD:asc` or `FIELD:desc`; a name with a dot or a colon is quoted: '\"a:b\":desc'")
+    })
 }

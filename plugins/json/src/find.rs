@@ -1,8 +1,8 @@
 //! Queries. Every part of a filter and every order is answered here, so the host has nothing left to do.
 
-use std::{cell::Cell, cmp::Ordering};
+use std::cell::Cell;
 
-use larder_model::{Collection, Error, Page, Query, Result, SortKey, order};
+use larder_model::{Collection, Error, Page, Query, Result, order};
 use serde_json::{Value, json};
 
 use crate::{
@@ -62,12 +62,14 @@ pub(crate) fn find(
             continue;
         }
         let keys: Vec<_> = query.order_by.iter().map(|key| key.field.get(&members).cloned()).collect();
-        let is_behind = |after: &Position| compare(&query.order_by, (&keys, id), (&after.keys, &after.id)).is_gt();
+        let is_behind =
+            |after: &Position| order::compare_keys(&query.order_by, (id, &keys), (&after.id, &after.keys)).is_gt();
         if after.as_ref().is_none_or(is_behind) {
             matching.push((keys, id, found));
         }
     }
-    let by_order = |a: &(Vec<_>, &str, _), b: &(Vec<_>, &str, _)| compare(&query.order_by, (&a.0, a.1), (&b.0, b.1));
+    let by_order =
+        |a: &(Vec<_>, &str, _), b: &(Vec<_>, &str, _)| order::compare_keys(&query.order_by, (a.1, &a.0), (b.1, &b.0));
     let is_cut = matching.len() > query.limit as usize;
     if is_cut {
         matching.select_nth_unstable_by(query.limit as usize, by_order);
@@ -86,15 +88,6 @@ pub(crate) fn find(
         }
     }
     Ok(page)
-}
-
-/// As [`order::compare`] does, over the values alone.
-fn compare(order_by: &[SortKey], a: (&[Option<Value>], &str), b: (&[Option<Value>], &str)) -> Ordering {
-    let by_value = order_by.iter().zip(a.0.iter().zip(b.0)).map(|(key, (a, b))| {
-        let order = order::compare_values(a.as_ref(), b.as_ref());
-        if key.descending { order.reverse() } else { order }
-    });
-    by_value.into_iter().find(|order| order.is_ne()).unwrap_or_else(|| a.1.cmp(b.1))
 }
 
 /// What a cursor is bound to: the filter and the order.
