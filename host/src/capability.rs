@@ -8,6 +8,7 @@
 pub mod files;
 pub mod sql;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_model::Error as ContractError;
@@ -28,6 +29,8 @@ use sql::{Database, Dialect, Rows, SqlValue, Transaction};
 pub(crate) struct Lent {
     pub(crate) files: Option<Directory>,
     pub(crate) sql: Option<Database>,
+    /// Where that is, for a person.
+    places: Vec<PathBuf>,
 }
 
 impl Lent {
@@ -35,10 +38,22 @@ impl Lent {
     ///
     /// A statement is given up before the call that sent it is, so that whoever called learns why.
     pub(crate) fn new(grants: &Grants, call_timeout: Duration) -> Result<Lent> {
+        let file = match &grants.sql {
+            Some(SqlGrant::Sqlite { path, .. }) => Some(path.clone()),
+            _ => None,
+        };
         Ok(Lent {
+            places: grants.files.iter().map(|grant| grant.directory.clone()).chain(file).collect(),
             files: grants.files.as_ref().map(|grant| Directory::new(&grant.directory)),
             sql: grants.sql.as_ref().map(|grant| database(grant, call_timeout * 4 / 5)).transpose()?,
         })
+    }
+
+    /// What a person can do about a plugin's error that comes from what was lent: the plugin knows no path to tell of.
+    pub(crate) fn advice(&self, error: &ContractError) -> Option<String> {
+        let is_full = error.kind == larder_model::ErrorKind::LimitExceeded && error.message.contains("disk");
+        let place = self.places.first().filter(|_| is_full)?;
+        Some(format!("make room where {} is", place.display()))
     }
 
     /// Gives everything back in order.

@@ -1,9 +1,13 @@
 //! The command line as it is typed: clap's types and their help, no behaviour.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+
+use crate::error::Error;
 
 /// Store JSON entities through sandboxed storage strategies, and migrate them between strategies.
 ///
@@ -416,4 +420,39 @@ pub enum ConfigCommand {
     Schema,
     /// Print it as it was understood, with defaults and without secrets.
     Show,
+}
+
+/// The error for a program to read where `arguments` could not be parsed and ask for JSON; none where people read it, and
+/// where it is no mistake but a wish for help.
+pub fn usage_error(refused: &clap::Error, arguments: impl IntoIterator<Item = OsString>) -> Option<Error> {
+    if matches!(refused.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) || !asks_for_json(arguments) {
+        return None;
+    }
+    let lacks_command = [ErrorKind::MissingSubcommand, ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand];
+    if lacks_command.contains(&refused.kind()) {
+        return Some(Error::usage("a command is missing").hint("`larder --help` lists the commands"));
+    }
+    // The message, perhaps a tip, and how the command is used: paragraphs of one line or of several.
+    let text = refused.to_string();
+    let paragraphs: Vec<String> =
+        text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let message = paragraphs[0].strip_prefix("error: ").unwrap_or(&paragraphs[0]);
+    let advice = paragraphs[1..].iter().filter(|it| it.starts_with("tip: ") || it.starts_with("Usage: "));
+    let advice: Vec<&str> = advice.map(|it| it.strip_prefix("tip: ").unwrap_or(it)).collect();
+    let error = Error::usage(message);
+    Some(if advice.is_empty() { error } else { error.hint(advice.join("; ")) })
+}
+
+/// As far as it can be told of arguments that do not parse.
+fn asks_for_json(arguments: impl IntoIterator<Item = OsString>) -> bool {
+    let mut format = None;
+    let mut is_value = false;
+    for argument in arguments.into_iter().take_while(|argument| argument != "--") {
+        let argument = argument.to_string_lossy();
+        if let Some(value) = argument.strip_prefix("--format=").or(is_value.then_some(&*argument)) {
+            format = Format::from_str(value, false).ok();
+        }
+        is_value = argument == "--format";
+    }
+    format == Some(Format::Json)
 }

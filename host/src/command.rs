@@ -58,7 +58,7 @@ pub fn run(cli: Cli) -> Result<()> {
             return printer.finish();
         }
         Command::Config(crate::cli::ConfigCommand::Schema) => {
-            printer.verbatim(&format!("{:#}\n", crate::config::schema()))?;
+            printer.document(&crate::config::schema())?;
             return printer.finish();
         }
         Command::Plugins(crate::cli::PluginsCommand::Test(args)) => {

@@ -321,6 +321,29 @@ impl Store {
         resolve::check_apart(self, "plugins", directory)
     }
 
+    /// Whether what it is granted can be there: a path that leads through a file is a mistake that a plugin, which sees no
+    /// path, could not name.
+    pub fn check_paths(&self) -> Result<()> {
+        let database = match &self.grants.sql {
+            Some(SqlGrant::Sqlite { path, .. }) => path.parent(),
+            _ => None,
+        };
+        let directory = self.grants.files.as_ref().map(|grant| grant.directory.as_path());
+        for folder in directory.into_iter().chain(database) {
+            let nearest = folder.ancestors().find(|folder| folder.exists());
+            if let Some(file) = nearest.filter(|nearest| !nearest.is_dir()) {
+                return Err(Error::config(format!(
+                    "store `{}` is to be in the folder {}, but {} is a file",
+                    self.name,
+                    folder.display(),
+                    file.display()
+                ))
+                .hint(format!("name another folder in `{}`, or move the file away", self.location)));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether both are one place: what is written to the one is then in the other. Documents of two layouts may share a
     /// directory; a table is the same whatever a section says of it.
     pub fn is_same_place(&self, other: &Store) -> bool {

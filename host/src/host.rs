@@ -76,6 +76,7 @@ impl Host {
         store.check_apart_from_plugins(&self.plugins_directory)?;
         let plugin = self.plugin(&store.strategy).await?;
         config::check_section(&store.strategy, &store.section.clone().into(), &plugin.description.config_schema)?;
+        store.check_paths()?;
         let lent = Lent::new(&store.grants, self.config.plugins.call_timeout)?;
         self.lent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(lent.clone());
         let pre = capability::link(&self.engine, &plugin, &store)?;

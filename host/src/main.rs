@@ -3,17 +3,24 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use larder::cli::Cli;
+use larder::cli::{self, Cli};
 use larder::{command, exit, output};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let format = cli.format;
-    match command::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::error(format, &error);
-            ExitCode::from(exit::code(&error))
+    let (format, error) = match Cli::try_parse() {
+        Ok(cli) => {
+            let format = cli.format;
+            match command::run(cli) {
+                Ok(()) => return ExitCode::SUCCESS,
+                Err(error) => (format, error),
+            }
         }
-    }
+        Err(refused) => match cli::usage_error(&refused, std::env::args_os()) {
+            Some(error) => (cli::Format::Json, error),
+            // Help and version, and mistakes as people read them.
+            None => refused.exit(),
+        },
+    };
+    output::error(format, &error);
+    ExitCode::from(exit::code(&error))
 }

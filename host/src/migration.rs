@@ -393,7 +393,7 @@ impl Migration<'_> {
                 let (id, found) = &entities[violation.entity as usize];
                 // What is no entity at all breaks that rule, and no other.
                 if found.is_ok() {
-                    broken.add(violation.rule, Remedy::RelaxTarget, &collection.name, id);
+                    broken.add(violation.rule, Remedy::RelaxTarget, &collection.name, id, || json::quoted(id));
                 }
             }
             let mut sound = Vec::with_capacity(entities.len());
@@ -403,7 +403,7 @@ impl Migration<'_> {
                         ids.look(&collection, &id, &fields, broken);
                         sound.push((id, fields));
                     }
-                    Err(rule) => broken.add(rule, Remedy::CorrectSource, &collection.name, &id),
+                    Err(rule) => broken.add(rule, Remedy::CorrectSource, &collection.name, &id, || json::quoted(&id)),
                 }
             }
             if occupied && self.options.existing == Existing::Fail {
@@ -427,7 +427,7 @@ impl Migration<'_> {
             let Some(stored) = stored else { continue };
             if !json::equal_objects(fields, &json::parse_object(&stored.body)?) {
                 let rule = format!("{}: the target holds the entity with other content", collection.name);
-                broken.add(rule, Remedy::ChooseExisting, &collection.name, id);
+                broken.add(rule, Remedy::ChooseExisting, &collection.name, id, || json::quoted(id));
             }
         }
         Ok(())
@@ -810,13 +810,14 @@ struct BrokenRules {
 }
 
 impl BrokenRules {
-    fn add(&mut self, rule: String, remedy: Remedy, collection: &str, id: &str) {
+    /// `example` is what to look at where it is the first to break the rule: the entity, and what is wrong with it.
+    fn add(&mut self, rule: String, remedy: Remedy, collection: &str, id: &str, example: impl FnOnce() -> String) {
         self.entities.insert(hash(&[collection, id]));
         self.remedies.insert(remedy);
         if let Some((count, _)) = self.rules.get_mut(&rule) {
             *count += 1;
         } else if self.rules.len() < RULES_MAX {
-            self.rules.insert(rule, (1, one_line(id)));
+            self.rules.insert(rule, (1, example()));
         } else {
             self.more += 1;
         }
@@ -830,7 +831,7 @@ impl BrokenRules {
             format!("{} {verb} a rule of store `{target}`; nothing was written", entities(count)),
         );
         for (rule, (count, example)) in self.rules {
-            error = error.caused_by(format!("{rule}: {}, for example `{example}`", entities(count)));
+            error = error.caused_by(format!("{rule}: {}, for example {example}", entities(count)));
         }
         if self.more > 0 {
             error = error.caused_by(format!("{} more under other rules", self.more));
@@ -918,6 +919,7 @@ impl ReferencedIds {
                     Remedy::RelaxTarget,
                     &collection.name,
                     id,
+                    || format!("{}, which names {}", json::quoted(id), json::quoted(to)),
                 );
             }
         }

@@ -44,7 +44,12 @@ impl Printer {
         }
     }
 
-    /// Text that is the result itself, whatever the format: a schema, a completion script.
+    /// A JSON document: over several lines for people.
+    pub fn document(&mut self, value: &Value) -> Result<()> {
+        self.result(format!("{value:#}"), value)
+    }
+
+    /// Text that is the result itself, whatever the format: a completion script.
     pub fn verbatim(&mut self, text: &str) -> Result<()> {
         self.put(|out| out.write_all(text.as_bytes()))
     }

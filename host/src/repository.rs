@@ -264,7 +264,7 @@ impl Store {
                 if matches!(error.kind, types::ErrorKind::Busy) {
                     return Ok(Settled::Again(self.wait_for_lock(deadline).await?));
                 }
-                Err(clean(error).into())
+                Err(self.advised(clean(error)))
             }
             Ok(Err(error)) => Err(instance::trapped(&self.plugin.name, operation, &error, lease.instance.store.data())),
             Err(_) => Err(instance::overran(&self.plugin.name, operation, self.limits.call_timeout)),
@@ -279,6 +279,12 @@ impl Store {
             "apply" | "transaction.commit" => before || self.plugin.description.features.deferred_sync,
             _ => before,
         }
+    }
+
+    /// An error of the strategy's, with what a person can do about it.
+    fn advised(&self, error: larder_model::Error) -> Error {
+        let hint = self.lent.advice(&error);
+        Error { hint, ..error.into() }
     }
 
     /// The error of a reply that cannot be true.
@@ -415,6 +421,11 @@ impl Repository {
         Ok(entities)
     }
 
+    /// An error that [`Repository::apply`] answered for one write, with what a person can do about it.
+    pub(crate) fn advised(&self, error: larder_model::Error) -> Error {
+        self.store.advised(error)
+    }
+
     /// The error of a reply that cannot be true.
     pub(crate) fn misbehaved(&self, what: &str) -> Error {
         self.store.misbehaved(what)
@@ -535,7 +546,7 @@ impl Repository {
     async fn write(&self, write: Write) -> Result<Outcome> {
         let mut results = self.apply(vec![write], false).await?;
         // `apply` has checked that there is one.
-        results.remove(0).map_err(Error::from)
+        results.remove(0).map_err(|error| self.store.advised(error))
     }
 
     /// Many writes in one call: all or nothing with `atomic`, otherwise one result each.

@@ -205,12 +205,12 @@ pub(crate) mod tests {
             (r#"{"key":"a"}"#, None),
             (r#"{"key":"a","version":0}"#, None),
             (r#"{"key":"a","version":9223372036854775807}"#, None),
-            ("", Some("things \"a\": the text ends while parsing a value at line 1 column 0")),
-            ("[]", Some("things \"a\": an entity is a JSON object, not an array")),
-            ("{}", Some("things: the key member \"key\" is missing")),
-            (r#"{"key":1}"#, Some("things: the key member \"key\" is a number, not a string")),
-            (r#"{"key":""}"#, Some("things: the key member \"key\" holds no id: an id is not empty")),
-            (r#"{"key":"b"}"#, Some("things \"a\": the key member \"key\" holds \"b\"")),
+            ("", Some("things `a`: the text ends while parsing a value at line 1 column 0")),
+            ("[]", Some("things `a`: an entity is a JSON object, not an array")),
+            ("{}", Some("things: the key member `key` is missing")),
+            (r#"{"key":1}"#, Some("things: the key member `key` is a number, not a string")),
+            (r#"{"key":""}"#, Some("things: the key member `key` holds no id: an id is not empty")),
+            (r#"{"key":"b"}"#, Some("things `a`: the key member `key` holds `b`")),
         ] {
             for result in [check(&things, Some("a"), body.as_bytes()), parse(&things, Some("a"), body.as_bytes())] {
                 match message {
@@ -247,20 +247,20 @@ pub(crate) mod tests {
             (Any, None, None),
             (Any, Some(0), None),
             (Absent, None, None),
-            (Absent, Some(2), Some((ErrorKind::AlreadyExists, "requests \"req-1\": already exists", None))),
+            (Absent, Some(2), Some((ErrorKind::AlreadyExists, "requests `req-1`: already exists", None))),
             (Present, Some(0), None),
-            (Present, None, Some((ErrorKind::NotFound, "requests \"req-1\": does not exist", None))),
+            (Present, None, Some((ErrorKind::NotFound, "requests `req-1`: does not exist", None))),
             (Version(3), Some(3), None),
             (Version(0), Some(0), None),
             (
                 Version(3),
                 Some(5),
-                Some((ErrorKind::VersionConflict, "requests \"req-1\": expected version 3, but 5 is stored", Some(5))),
+                Some((ErrorKind::VersionConflict, "requests `req-1`: expected version 3, but 5 is stored", Some(5))),
             ),
             (
                 Version(0),
                 None,
-                Some((ErrorKind::NotFound, "requests \"req-1\": expected version 0, but nothing is stored", None)),
+                Some((ErrorKind::NotFound, "requests `req-1`: expected version 0, but nothing is stored", None)),
             ),
         ] {
             let error = check_expectation(expect, stored, "requests", "req-1").err();
@@ -350,6 +350,6 @@ pub(crate) mod tests {
         check_distinct(&[put("a", "1"), put("b", "1"), put("a", "2")]).unwrap();
         let error = check_distinct(&[put("a", "1"), put("b", "1"), removal]).unwrap_err();
         assert_eq!((error.kind, error.write_index), (ErrorKind::InvalidArgument, Some(2)));
-        assert_eq!(error.message, "a \"1\": written twice in one atomic call");
+        assert_eq!(error.message, "a `1`: written twice in one atomic call");
     }
 }

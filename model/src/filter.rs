@@ -350,23 +350,22 @@ fn check_reserved(map: &Map<String, Value>) -> Result<()> {
     }
     let what = match word {
         "all" | "any" if is_alone => format!("{} takes an array of filters", quoted(word)),
-        "not" if is_alone => "\"not\" takes a filter".to_owned(),
+        "not" if is_alone => "`not` takes a filter".to_owned(),
         "all" | "any" | "not" => format!("{} stands alone in its object", quoted(word)),
-        _ => "a condition has \"field\" and \"op\", and most have \"value\"".to_owned(),
+        _ => "a condition has `field` and `op`, and most have `value`".to_owned(),
     };
     Err(Error::invalid(format!(
-        "{what}; an equality on a member of such a name is written as {{\"field\":{},\"op\":\"=\",\"value\":…}}",
-        quoted(word)
+        "{what}; an equality on a member of such a name is written as {{\"field\":\"{word}\",\"op\":\"=\",\"value\":…}}"
     )))
 }
 
 fn parse_condition(map: &Map<String, Value>) -> Result<Filter> {
     if let Some(name) = map.keys().find(|name| !matches!(name.as_str(), "field" | "op" | "value")) {
-        let message = format!("a condition has field, op and value, and not {}", quoted(name));
+        let message = format!("a condition has `field`, `op` and `value`, and not {}", quoted(name));
         return Err(Error::invalid(message));
     }
     let (Value::String(field), Value::String(op)) = (&map["field"], &map["op"]) else {
-        return Err(Error::invalid("field and op of a condition are strings"));
+        return Err(Error::invalid("`field` and `op` of a condition are strings"));
     };
     let field: Path = field.parse()?;
     let value = map.get("value");
@@ -435,7 +434,7 @@ pub fn parse_expression(text: &str) -> Result<Filter> {
         return Err(Error::invalid(format!(
             "`{op_text}{}` is no operator; a text that begins so is quoted: {field}{op_text}{}",
             &text[..end],
-            quoted(text)
+            Value::from(text)
         )));
     }
     let scalar = json::parse(text.as_bytes()).ok().as_ref().and_then(Scalar::from_value);
@@ -586,25 +585,25 @@ mod tests {
         for (given, message) in [
             ("[]", "a filter is a JSON object, not an array"),
             (r#"{"all":[1]}"#, "a filter is a JSON object, not a number"),
-            (r#"{"a":[1]}"#, "\"a\" in a filter is compared with an array"),
-            (r#"{"all":[],"a":1}"#, "\"all\" stands alone in its object; an equality on a member of such a name"),
-            (r#"{"all":{"a":1}}"#, "\"all\" takes an array of filters; an equality"),
-            (r#"{"not":[{"a":1}]}"#, "\"not\" takes a filter; an equality"),
-            (r#"{"not":{"a":1},"any":[]}"#, "\"any\" stands alone in its object; an equality"),
+            (r#"{"a":[1]}"#, "`a` in a filter is compared with an array"),
+            (r#"{"all":[],"a":1}"#, "`all` stands alone in its object; an equality on a member of such a name"),
+            (r#"{"all":{"a":1}}"#, "`all` takes an array of filters; an equality"),
+            (r#"{"not":[{"a":1}]}"#, "`not` takes a filter; an equality"),
+            (r#"{"not":{"a":1},"any":[]}"#, "`any` stands alone in its object; an equality"),
             (
                 r#"{"fied":"status","op":"=","value":1}"#,
-                "a condition has \"field\" and \"op\", and most have \"value\"; an equality on a member of such a name is \
+                "a condition has `field` and `op`, and most have `value`; an equality on a member of such a name is \
                  written as {\"field\":\"op\",\"op\":\"=\",\"value\":…}",
             ),
-            (r#"{"field":"a","value":1}"#, "a condition has \"field\" and \"op\""),
-            (r#"{"field":"a","opp":"=","value":1}"#, "a condition has \"field\" and \"op\""),
-            (r#"{"a":1,"op":"x"}"#, "a condition has \"field\" and \"op\""),
-            (r#"{"a":1,"value":"x"}"#, "a condition has \"field\" and \"op\""),
-            (r#"{"a..b":1}"#, "\"a..b\" is not a field"),
-            (r#"{"field":1,"op":"="}"#, "field and op of a condition are strings"),
+            (r#"{"field":"a","value":1}"#, "a condition has `field` and `op`"),
+            (r#"{"field":"a","opp":"=","value":1}"#, "a condition has `field` and `op`"),
+            (r#"{"a":1,"op":"x"}"#, "a condition has `field` and `op`"),
+            (r#"{"a":1,"value":"x"}"#, "a condition has `field` and `op`"),
+            (r#"{"a..b":1}"#, "`a..b` is not a field"),
+            (r#"{"field":1,"op":"="}"#, "`field` and `op` of a condition are strings"),
             (r#"{"field":"a","op":"="}"#, "= of field a takes a scalar as its value"),
             (r#"{"field":"a","op":"=","value":[]}"#, "= of field a takes a scalar as its value"),
-            (r#"{"field":"a","op":"=","value":1,"x":1}"#, "a condition has field, op and value, and not \"x\""),
+            (r#"{"field":"a","op":"=","value":1,"x":1}"#, "a condition has `field`, `op` and `value`, and not `x`"),
             (r#"{"field":"a","op":"in","value":1}"#, "in of field a takes an array of scalars"),
             (r#"{"field":"a","op":"in","value":[[]]}"#, "in of field a takes an array of scalars"),
             (r#"{"field":"a","op":"between","value":[1]}"#, "between of field a takes [low, high]"),
@@ -612,7 +611,7 @@ mod tests {
             (r#"{"field":"a","op":"begins-with","value":1}"#, "begins-with of field a takes text"),
             (
                 r#"{"field":"a","op":"like","value":1}"#,
-                "\"like\" is no operator; the operators are =, !=, <, <=, >, >=, in, between, begins-with, contains, exists",
+                "`like` is no operator; the operators are =, !=, <, <=, >, >=, in, between, begins-with, contains, exists",
             ),
         ] {
             let error = parse_json(&json::parse(given.as_bytes()).unwrap()).unwrap_err();
@@ -708,10 +707,10 @@ mod tests {
             (vec![leaf(), leaf(), Node::Negate(1)], "node 0 of a filter has no parent"),
             (vec![compare(&[], "1")], "a field of a filter has no name"),
             (vec![Node::Exists(vec![])], "a field of a filter has no name"),
-            (vec![compare(&["a"], "1 or 1")], "\"1 or 1\" in a filter is not a JSON number"),
+            (vec![compare(&["a"], "1 or 1")], "`1 or 1` in a filter is not a JSON number"),
             (
                 vec![Node::AnyOf { field: vec!["a".to_owned()], values: vec![Scalar::Number("x".to_owned())] }],
-                "\"x\" in a filter is not a JSON number",
+                "`x` in a filter is not a JSON number",
             ),
         ] {
             let error = from_arena(nodes).unwrap_err();

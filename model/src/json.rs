@@ -53,13 +53,21 @@ pub(crate) fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// A name as it stands in messages: quoted, without control characters, and cut where it is very long.
-pub(crate) fn quoted(name: &str) -> String {
+/// A name as it stands in every message: quoted, without control characters, and cut where it is very long.
+pub fn quoted(name: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 255;
-    match name.char_indices().nth(SHOWN_CHARS_MAX) {
-        Some((end, _)) => format!("{}…", Value::from(&name[..end])),
-        None => Value::from(name).to_string(),
+    let (shown, cut) = match name.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => (&name[..end], "…"),
+        None => (name, ""),
+    };
+    let mut quoted = String::from("`");
+    for c in shown.chars() {
+        match c.is_control() {
+            true => quoted.extend(c.escape_default()),
+            false => quoted.push(c),
+        }
     }
+    quoted + cut + "`"
 }
 
 /// Reads a value that stands inside `depth` arrays and objects.
@@ -395,12 +403,12 @@ mod tests {
             (r#""\udc00""#, "lone leading surrogate in hex escape at line 1 column 7"),
             (r#"{"\ud800\u0041":1}"#, "lone leading surrogate in hex escape at line 1 column 14"),
             ("\"\n\"", "control character (\\u0000-\\u001F) found while parsing a string at line 2 column 0"),
-            (r#"{"a":1,"a":2}"#, "the member name \"a\" stands twice at line 1 column 10"),
-            ("{\n\"x\":{\"\\u0061\":1,\n\"a\":2}}", "the member name \"a\" stands twice at line 3 column 3"),
-            (r#"{"\n":1,"\u000a":2}"#, "the member name \"\\n\" stands twice at line 1 column 16"),
+            (r#"{"a":1,"a":2}"#, "the member name `a` stands twice at line 1 column 10"),
+            ("{\n\"x\":{\"\\u0061\":1,\n\"a\":2}}", "the member name `a` stands twice at line 3 column 3"),
+            (r#"{"\n":1,"\u000a":2}"#, "the member name `\\n` stands twice at line 1 column 16"),
             (
                 r#"{"$serde_json::private::Number":"1","$serde_json::private::Number":"1"}"#,
-                "the member name \"$serde_json::private::Number\" stands twice at line 1 column 66",
+                "the member name `$serde_json::private::Number` stands twice at line 1 column 66",
             ),
         ] {
             let error = parse(text.as_bytes()).unwrap_err();

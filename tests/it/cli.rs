@@ -130,7 +130,8 @@ fn save_reads_an_object_an_array_or_one_a_line_from_a_file_or_standard_input() {
     let lines = format!("{}\n\n{}\n", template("c", ""), template("d", ""));
     let run = folder.larder_with(&["save", "templates", "-", "--store", "tables"], &lines).exits(0);
     assert_eq!(run.stdout, "saved templates `c`, version 1\nsaved templates `d`, version 1\n");
-    assert_eq!(folder.larder_with(&["save", "templates"], "[]").exits(0).stdout, "");
+    let nothing = folder.larder_with(&["save", "templates"], "[]").exits(0);
+    says(&nothing, "the input is an empty array: there was nothing to save\n");
 
     let run = folder.larder(&["save", "templates", "nothing.json"]).exits(2);
     says(&run, "error: cannot read nothing.json\ncaused by: No such file or directory (os error 2)\n");
@@ -144,9 +145,9 @@ fn save_writes_only_where_its_expectation_holds() {
             let arguments = ["save", "templates", "--store", store, "--expect", expect, "--format", format];
             folder.larder_with(&arguments, &template("a", ""))
         };
-        assert!(save("present", "text").exits(1).stderr.starts_with("error: templates \"a\": does not exist"));
+        assert!(save("present", "text").exits(1).stderr.starts_with("error: templates `a`: does not exist"));
         save("absent", "text").exits(0);
-        assert!(save("absent", "text").exits(1).stderr.starts_with("error: templates \"a\": already exists"));
+        assert!(save("absent", "text").exits(1).stderr.starts_with("error: templates `a`: already exists"));
         assert_eq!(save("1", "json").exits(0).stdout, "{\"id\":\"a\",\"version\":2}\n");
         let error = object(save("1", "json").exits(1).stderr);
         assert_eq!((&error["kind"], &error["current_version"]), (&"version-conflict".into(), &2.into()));
@@ -156,7 +157,7 @@ fn save_writes_only_where_its_expectation_holds() {
     let both = format!("{}{}", template("a", ""), template("new", ""));
     let run = folder.larder_with(&["save", "templates", "--expect", "absent"], &both).exits(1);
     assert_eq!(run.stdout, "saved templates `new`, version 1\n");
-    assert_eq!(run.stderr, "error: templates \"a\": already exists\n");
+    assert_eq!(run.stderr, "error: templates `a`: already exists\n");
 }
 
 #[test]
@@ -166,7 +167,7 @@ fn all_of_the_input_is_checked_before_any_of_it_is_saved() {
     says(
         &run,
         "error: entity 2 of the input cannot be saved\n\
-         caused by: templates: the key member \"template_id\" holds no id: an id is not empty\n",
+         caused by: templates: the key member `template_id` holds no id: an id is not empty\n",
     );
     assert!(!folder.has(DOCUMENT));
 }
@@ -183,7 +184,7 @@ fn update_and_delete_tell_of_conflicts_with_the_stored_version() {
         let update = ["update", "templates", "a"];
         assert_eq!(with(&update, "1", "text").exits(0).stdout, "updated templates `a`, version 2\n");
         let run = with(&update, "1", "text").exits(1);
-        assert!(run.stderr.starts_with("error: templates \"a\": expected version 1, but 2 is stored\n"), "{run:#?}");
+        assert!(run.stderr.starts_with("error: templates `a`: expected version 1, but 2 is stored\n"), "{run:#?}");
         let error = object(with(&update, "7", "json").exits(1).stderr);
         assert_eq!(error["kind"], "version-conflict");
         assert_eq!(error["retry"], "never");
@@ -197,10 +198,10 @@ fn update_and_delete_tell_of_conflicts_with_the_stored_version() {
         let run = folder.larder(&["delete", "templates", "a", "--store", store]).exits(0);
         assert_eq!(run.stdout, "templates `a` was not there\n");
         let run = folder.larder_with(&["update", "templates", "a", "--store", store], &template("a", "")).exits(1);
-        assert!(run.stderr.starts_with("error: templates \"a\": does not exist\n"), "{run:#?}");
+        assert!(run.stderr.starts_with("error: templates `a`: does not exist\n"), "{run:#?}");
     }
     let run = folder.larder_with(&["update", "templates", "b"], &template("a", "")).exits(2);
-    assert!(run.stderr.starts_with("error: templates \"b\": the key member \"template_id\" holds \"a\"\n"), "{run:#?}");
+    assert!(run.stderr.starts_with("error: templates `b`: the key member `template_id` holds `a`\n"), "{run:#?}");
     let two = format!("{}{}", template("a", ""), template("a", ""));
     let run = folder.larder_with(&["update", "templates", "a"], &two).exits(2);
     assert!(run.stderr.starts_with("error: the input must hold one JSON object\n"), "{run:#?}");
@@ -309,12 +310,140 @@ fn query_and_count_take_filters_of_every_operator() {
         let run = folder.larder(&[&["query", "templates"], arguments].concat()).exits(2);
         assert!(run.stderr.starts_with(&format!("error: {message}")), "{run:#?}");
     };
-    fails(&["--filter", "=3"], "\"=3\" is not a field: a name is empty");
+    fails(&["--filter", "=3"], "`=3` is not a field: a name is empty");
     fails(&["--filter-json", "{"], "--filter-json is not JSON\ncaused by: the text ends");
     fails(&["--filter-json", "[]"], "a filter is a JSON object, not an array");
-    fails(&["--filter-json", r#"{"field":"n","op":"like","value":1}"#], "\"like\" is no operator; the operators are");
-    fails(&["--order-by", ""], "\"\" is not a field");
-    fails(&["--index", "nothing"], "templates has no index \"nothing\"");
+    fails(&["--filter-json", r#"{"field":"n","op":"like","value":1}"#], "`like` is no operator; the operators are");
+    fails(&["--order-by", ""], "`` is not a field");
+    // Slips that would quietly hold for nothing.
+    for (arguments, message, hint) in [
+        (["--filter-json", r#"{"fied":"n","op":"=","value":1}"#], "a condition has `field` and `op`", "a tree is {"),
+        (["--filter-json", r#"{"all":[{"n":1}],"extra":1}"#], "`all` stands alone in its object", "a tree is {"),
+        (["--filter", "n==1"], "`==` is no operator", "a filter is FIELD=VALUE"),
+        (["--order-by", "n:down"], "`n:down` ends in no direction", "`FIELD`, `FIELD:asc` or `FIELD:desc`"),
+        (["--order-by", "n:ascending"], "`n:ascending` ends in no direction", "`FIELD`, `FIELD:asc` or `FIELD:desc`"),
+    ] {
+        fails(&arguments, message);
+        let run = folder.larder(&[&["query", "templates"], &arguments[..]].concat());
+        assert!(run.stderr.contains(&format!("\n\nhint: {hint}")), "{run:#?}");
+    }
+    // What the messages advise for names and texts that look like slips.
+    save(&folder, "json", "odd", r#","op":"x","a:b":1,"s":"=x""#);
+    for arguments in
+        [["--filter-json", r#"{"field":"op","op":"=","value":"x"}"#], ["--filter", r#"s="=x""#], ["--filter", "a:b=1"]]
+    {
+        let run = folder.larder(&[&["query", "templates", "--order-by", r#""a:b":desc"#], &arguments[..]].concat());
+        assert_eq!(object(run.exits(0).stdout)["template_id"], "odd");
+    }
+    fails(&["--index", "nothing"], "templates has no index `nothing`");
+}
+
+#[test]
+fn query_goes_on_where_it_ended() {
+    let folder = folder();
+    for store in ["json", "tables"] {
+        for id in ["a", "b", "c", "d", "e"] {
+            save(&folder, store, id, &format!(r#","n":{}"#, id.len()));
+        }
+        for order_by in ["template_id:desc", "n"] {
+            let query = ["query", "templates", "--store", store, "--order-by", order_by, "--limit", "2"];
+            let ids = |run: &Run| -> String {
+                run.stdout.lines().map(|line| object(line)["template_id"].as_str().unwrap().to_owned()).collect()
+            };
+            let first = folder.larder(&query).exits(0);
+            let cursor = first.stderr.strip_prefix("next: --cursor ").and_then(|it| it.strip_suffix('\n'));
+            let cursor = cursor.unwrap_or_else(|| panic!("{first:#?}"));
+            let second = [&query[..], &["--cursor", cursor, "--format", "json"]].concat();
+            let second = folder.larder(&second).exits(0);
+            let next = object(&second.stderr);
+            let third = [&query[..], &["--cursor", next["next"].as_str().unwrap()]].concat();
+            let third = folder.larder(&third).exits(0);
+            let expected = if order_by == "n" { ["ab", "cd", "e"] } else { ["ed", "cb", "a"] };
+            assert_eq!([ids(&first), ids(&second), ids(&third)], expected);
+            assert_eq!(third.stderr, "", "this was the last page");
+
+            // Without a limit, the rest.
+            let rest = ["query", "templates", "--store", store, "--order-by", order_by, "--cursor", cursor];
+            let rest = folder.larder(&rest).exits(0);
+            assert_eq!((ids(&rest), rest.stderr.as_str()), (expected[1..].concat(), ""));
+
+            let other = ["query", "templates", "--store", store, "--order-by", "name", "--cursor", cursor];
+            let other = folder.larder(&other).exits(2);
+            assert!(other.stderr.starts_with("error: the cursor is damaged, or of another query or store\n\nhint: "));
+        }
+    }
+    folder.larder(&["query", "templates", "--cursor", "x", "--explain"]).exits(2);
+}
+
+#[test]
+fn mistakes_in_the_arguments_are_objects_where_objects_are_asked_for() {
+    let folder = folder();
+    for (arguments, message, hint) in [
+        (
+            &["--format", "json", "gett"][..],
+            "unrecognized subcommand 'gett'",
+            "a similar subcommand exists: 'get'; Usage: larder [OPTIONS] <COMMAND>",
+        ),
+        (
+            &["get", "--format=json"],
+            "the following required arguments were not provided: <COLLECTION> <ID>...",
+            "Usage: larder get ",
+        ),
+        (&["query", "templates", "--limit", "x", "--format", "json"], "invalid value 'x' for '--limit <N>'", ""),
+        (&["--format", "json"], "", "`larder --help` lists the commands"),
+    ] {
+        let run = folder.larder(arguments).exits(2);
+        assert_eq!((run.stdout.as_str(), run.stderr.lines().count()), ("", 1), "{run:#?}");
+        let error = object(&run.stderr);
+        assert_eq!((&error["kind"], &error["retry"]), (&"usage".into(), &"never".into()));
+        assert!(error["message"].as_str().unwrap().starts_with(message), "{error:?}");
+        assert!(hint.is_empty() || error["hint"].as_str().unwrap().starts_with(hint), "{error:?}");
+    }
+    // An id that says json is none of its business.
+    let text = folder.larder(&["gett", "--", "--format", "json"]).exits(2);
+    assert!(text.stderr.starts_with("error: unrecognized subcommand 'gett'\n"), "{text:#?}");
+    assert!(folder.larder(&["get", "--help", "--format", "json"]).exits(0).stdout.contains("Usage: larder get"));
+}
+
+#[test]
+fn a_store_whose_folder_is_missing_is_made_by_the_first_write_and_one_below_a_file_is_refused() {
+    let config = r#"{"storage": {"strategy": "json", "json_strategy": {"base_path": "@/no/such/data"}, "stores": {
+        "tables": {"strategy": "sql", "sql_strategy": {"name": "@/no/such/tables/here.db"}},
+        "at": {"strategy": "json", "json_strategy": {"base_path": "@/file"}},
+        "below": {"strategy": "json", "json_strategy": {"base_path": "@/file/data"}},
+        "beside": {"strategy": "sql", "sql_strategy": {"name": "@/file/here.db"}}}}}"#;
+    let folder = Folder::new(config);
+    folder.write("file", "");
+    for store in ["json", "tables"] {
+        assert_eq!(folder.larder(&["count", "templates", "--store", store]).exits(0).stdout, "0\n");
+    }
+    assert!(!folder.has("no"), "reading makes nothing");
+    for (store, file) in [("json", "data/request_database.json"), ("tables", "tables/here.db")] {
+        save(&folder, store, "a", "");
+        assert!(folder.has(&format!("no/such/{file}")));
+        folder.larder(&["stores", "check", "--store", store]).exits(0);
+    }
+    let root = folder.path().display();
+    for (store, place) in [("at", "file"), ("below", "file/data"), ("beside", "file")] {
+        let expected = format!(
+            "error: store `{store}` is to be in the folder {root}/{place}, but {root}/file is a file\n\n\
+             hint: name another folder in `storage.stores.{store}`, or move the file away\n"
+        );
+        says(&folder.larder(&["count", "templates", "--store", store]).exits(2), &expected);
+    }
+}
+
+#[test]
+fn a_table_that_was_made_with_other_constraints_is_told_apart() {
+    let config = r#"{"storage": {"strategy": "sql", "sql_strategy": {"name": "@/tables.db", "constraints": "relaxed"},
+        "stores": {"strict": {"strategy": "sql", "sql_strategy": {"name": "@/tables.db"}}}}}"#;
+    let folder = Folder::new(config);
+    folder.larder(&["stores", "prepare"]).exits(0);
+    let run = folder.larder(&["stores", "prepare", "--store", "strict"]).exits(1);
+    assert!(run.stderr.contains("`name` is not NOT NULL"), "{run:#?}");
+    let advice =
+        "; set `constraints` to what the table was made with (`strict` or `relaxed`), change the table, or give";
+    assert!(run.stderr.contains(advice), "{run:#?}");
 }
 
 #[test]
@@ -366,7 +495,7 @@ fn import_names_the_line_that_is_bad_and_keeps_what_stands_before_it() {
         (
             "{\"collection\":\"templates\",\"entity\":{\"x\":1}}",
             2,
-            "templates: the key member \"template_id\" is missing",
+            "templates: the key member `template_id` is missing",
         ),
     ] {
         let run = folder.larder_with(&["import"], &format!("{}\n{bad}\n{}", good("a"), good("b"))).exits(kind);
@@ -455,6 +584,12 @@ fn the_configuration_is_checked_described_and_shown_without_secrets() {
     let schema = object(folder.larder(&["config", "schema"]).exits(0).stdout);
     assert_eq!(schema["type"], "object");
     assert!(schema["properties"]["migration"].is_object(), "{schema:?}");
+    for what in ["schema", "show"] {
+        let run = folder.larder(&["config", what, "--format", "json"]).exits(0);
+        assert_eq!(run.stdout.lines().count(), 1, "{run:#?}");
+        let text = folder.larder(&["config", what]).exits(0);
+        assert_eq!(object(run.stdout), object(text.stdout));
+    }
 
     let config = r#"{"storage": {"strategy": "sql", "sql_strategy": {
         "type": "postgresql", "host": "db.example", "name": "hostfactory", "username": "user", "password": "PASSWORD"
@@ -510,14 +645,14 @@ fn bad_input_is_refused_with_its_reason_and_nothing_is_stored() {
         ("7", "templates: an entity is a JSON object, not a number\n".into()),
         (
             r#"{"template_id":"a","x":1,"x":2}"#,
-            "templates: the member name \"x\" stands twice at line 1 column 28\n".into(),
+            "templates: the member name `x` stands twice at line 1 column 28\n".into(),
         ),
-        (r#"{"name":"x"}"#, "templates: the key member \"template_id\" is missing\n".into()),
-        (r#"{"template_id":7}"#, "templates: the key member \"template_id\" is a number, not a string\n".into()),
-        (r#"{"template_id":""}"#, "templates: the key member \"template_id\" holds no id: an id is not empty\n".into()),
+        (r#"{"name":"x"}"#, "templates: the key member `template_id` is missing\n".into()),
+        (r#"{"template_id":7}"#, "templates: the key member `template_id` is a number, not a string\n".into()),
+        (r#"{"template_id":""}"#, "templates: the key member `template_id` holds no id: an id is not empty\n".into()),
         (
             r#"{"template_id":"a","version":1.5}"#,
-            "templates \"a\": the version member \"version\" is not a non-negative integer below 2^63 \
+            "templates `a`: the version member `version` is not a non-negative integer below 2^63 \
              (storage.collections.templates.version names the member)\n"
                 .into(),
         ),
@@ -565,7 +700,7 @@ fn a_configuration_that_is_wrong_is_refused_before_anything_else() {
         ("{", "caused by: "),
         (
             r#"{"storage": {"strategy": "json", "strategy": "sql"}}"#,
-            "caused by: the member name \"strategy\" stands twice",
+            "caused by: the member name `strategy` stands twice",
         ),
         (r#"{"migration": {"batch_size": 0}}"#, "caused by: `migration.batch_size`"),
     ] {
@@ -718,7 +853,9 @@ fn a_full_disk_is_a_limit_and_what_was_stored_stays() {
         folder.write("large.json", template("large", &format!(r#","x":"{}""#, "x".repeat(1 << 20))));
         let arguments = ["save", "templates", "large.json", "--store", store, "--format", "json"];
         let run = on_a_small_disk(&folder, &arguments).exits(5);
-        assert_eq!(object(&run.stderr)["kind"], "limit-exceeded", "{run:#?}");
+        let error = object(&run.stderr);
+        assert_eq!(error["kind"], "limit-exceeded", "{run:#?}");
+        assert!(error["hint"].as_str().unwrap().starts_with("make room where /"), "{run:#?}");
 
         // What is on that disk afterwards is what was there before, and opens.
         assert!(folder.has(&format!("end/{file}")));

@@ -201,8 +201,8 @@ fn declared_collections_with_other_keys_go_to_sqlite_and_come_back() {
     let undeclared = folder(&document);
     let run = migrate(&undeclared, "json", "relaxed", &[]).exits(1);
     assert!(
-        run.stderr.contains("the key member \"requestId\" is missing")
-            || run.stderr.contains("the key member \"request_id\" is missing: 2 entities"),
+        run.stderr.contains("the key member `requestId` is missing")
+            || run.stderr.contains("the key member `request_id` is missing: 2 entities"),
         "{run:#?}"
     );
 
@@ -382,9 +382,9 @@ fn entities_that_are_none_are_found_before_anything_is_written() {
         assert!(run.stderr.contains("error: 5 entities"), "{run:#?}");
         for rule in [
             "templates: an entity's `template_id` is the name it is stored under: 2 entities, for example `",
-            "the key member \"template_id\" is missing: 1 entity, for example `c`",
+            "the key member `template_id` is missing: 1 entity, for example `c`",
             "an entity is a JSON object, not an array: 1 entity, for example `d`",
-            "the member name \"x\" stands twice: 1 entity, for example `e`",
+            "the member name `x` stands twice: 1 entity, for example `e`",
         ] {
             assert!(run.stderr.contains(rule), "{rule} is not in {}", run.stderr);
         }

@@ -22,6 +22,7 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, Metadata, MetadataExt, OpenOptions, OpenOptionsExt, PermissionsExt},
 };
+use larder_model::json::quoted;
 use larder_model::{Error, ErrorKind, Result, Retry};
 use rustix::{fs::OFlags, io::Errno};
 use tokio::{
@@ -660,12 +661,12 @@ fn check_path(path: &str) -> Result<()> {
         return Err(Error::invalid("a path is 1 to 4096 bytes without NUL"));
     }
     if path.starts_with('/') {
-        return denied(format!("{path:?} is not relative to the store's directory"));
+        return denied(format!("{} is not relative to the store's directory", quoted(path)));
     }
     for part in path.split('/') {
         match part {
-            ".." => return denied(format!("{path:?} leads out of the store's directory")),
-            "" | "." => return Err(Error::invalid(format!("{path:?} has an empty part"))),
+            ".." => return denied(format!("{} leads out of the store's directory", quoted(path))),
+            "" | "." => return Err(Error::invalid(format!("{} has an empty part", quoted(path)))),
             _ => {}
         }
     }

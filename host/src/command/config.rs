@@ -10,10 +10,7 @@ use crate::error::Result;
 pub(super) async fn run(context: &mut Context, command: ConfigCommand) -> Result<()> {
     match command {
         ConfigCommand::Check => check(context).await,
-        ConfigCommand::Show => {
-            let shown = context.host.config().show();
-            context.printer.verbatim(&format!("{shown:#}\n"))
-        }
+        ConfigCommand::Show => context.printer.document(&context.host.config().show()),
         // Answered before a configuration was read.
         ConfigCommand::Schema => Ok(()),
     }

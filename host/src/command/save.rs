@@ -32,6 +32,9 @@ pub(super) async fn run(context: &mut Context, args: SaveArgs) -> Result<()> {
         let id = entity::key_of(collection, &fields)?.to_owned();
         puts.push(Put { collection: collection.name.clone(), id, body, expect });
     }
+    if puts.is_empty() {
+        output::note("the input is an empty array: there was nothing to save");
+    }
     let mut failed: Vec<Error> = Vec::new();
     while !puts.is_empty() {
         let chunk: Vec<Put> = puts.drain(..puts.len().min(CHUNK)).collect();
@@ -43,7 +46,7 @@ pub(super) async fn run(context: &mut Context, args: SaveArgs) -> Result<()> {
                     format!("saved {} `{id}`, version {}", args.collection, outcome.version),
                     &json!({ "id": id, "version": outcome.version }),
                 )?,
-                Err(error) => failed.push(error.into()),
+                Err(error) => failed.push(repository.advised(error)),
             }
         }
     }

@@ -48,7 +48,7 @@ macro_rules! within {
         store.scrutiny.note($operation);
         match ended {
             Ok(Ok(Ok(value))) => value,
-            Ok(Ok(Err(error))) => return Err(clean(error).into()),
+            Ok(Ok(Err(error))) => return Err(store.advised(clean(error))),
             Ok(Err(error)) => {
                 let error = instance::trapped(&store.plugin.name, $operation, &error, open.lease.instance.store.data());
                 *slot = None;
@@ -223,7 +223,7 @@ impl Transaction {
             Ok(Ok(answer)) => {
                 open.lease.instance.is_unsynced = store.leaves_unsynced(operation, open.lease.instance.is_unsynced);
                 store.release(open.lease);
-                answer.map_err(clean)?;
+                answer.map_err(|error| store.advised(clean(error)))?;
                 if commit && store.plugin.description.features.deferred_sync {
                     self.repository.flush().await?;
                 }

@@ -129,7 +129,7 @@ impl<F: Files> JsonStore<F> {
         if !self.config.backup_enabled {
             return Ok(());
         }
-        let backups = self.backups(path)?;
+        let backups = backups(&self.files, path)?;
         let surplus = backups.len().saturating_sub(self.config.backup_count);
         for backup in &backups[..surplus] {
             self.files.remove(backup)?;
@@ -141,24 +141,10 @@ impl<F: Files> JsonStore<F> {
     fn backup_name(&self, document: usize) -> Result<Option<String>> {
         let keeps = self.config.backup_enabled && self.config.backup_count > 0;
         let Some((old, _)) = self.documents[document].read_from().filter(|_| keeps) else { return Ok(None) };
-        let taken = self.backups(old)?;
+        let taken = backups(&self.files, old)?;
         let name = format!("{old}{BACKUP_MARK}{}", clock::compact_now());
         let numbered = (1..).map(|number| format!("{name}-{number}"));
         Ok(std::iter::once(name.clone()).chain(numbered).find(|name| !taken.contains(name)))
-    }
-
-    /// Oldest first.
-    fn backups(&self, path: &str) -> Result<Vec<String>> {
-        let prefix = format!("{path}{BACKUP_MARK}");
-        let mut names: Vec<_> = self.files.entries(&prefix)?.into_iter().map(|(name, _)| name).collect();
-        names.sort_by_cached_key(|name| {
-            let (time, number) = match name[prefix.len()..].split_once('-') {
-                Some((time, number)) => (time, number.parse().unwrap_or(u64::MAX)),
-                None => (&name[prefix.len()..], 0),
-            };
-            (time.to_owned(), number)
-        });
-        Ok(names)
     }
 
     fn write_record(&self, prepared: &[Prepared<F>]) -> Result<()> {
@@ -264,4 +250,26 @@ fn parse_record(bytes: &[u8]) -> Result<Option<(Record, &[u8])>> {
         rest = after;
     }
     Ok(Some((record, payload)))
+}
+
+/// The backups of a document, oldest first.
+fn backups(files: &impl Files, path: &str) -> Result<Vec<String>> {
+    let prefix = format!("{path}{BACKUP_MARK}");
+    let mut names: Vec<_> = files.entries(&prefix)?.into_iter().map(|(name, _)| name).collect();
+    names.sort_by_cached_key(|name| {
+        let (time, number) = match name[prefix.len()..].split_once('-') {
+            Some((time, number)) => (time, number.parse().unwrap_or(u64::MAX)),
+            None => (&name[prefix.len()..], 0),
+        };
+        (time.to_owned(), number)
+    });
+    Ok(names)
+}
+
+/// The error about a document that cannot be read, with the backup that whoever repairs it may want.
+pub(crate) fn name_backup(files: &impl Files, path: &str, error: Error) -> Error {
+    match backups(files, path).ok().and_then(|mut names| names.pop()) {
+        Some(newest) => Error { message: format!("{}; {newest} holds what it was before", error.message), ..error },
+        None => error,
+    }
 }

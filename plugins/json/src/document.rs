@@ -15,11 +15,11 @@ use std::{
 
 use flate2::{Compression, Crc, read::MultiGzDecoder, write::GzEncoder};
 use larder_guest::{FileStat, Files};
-use larder_model::{Error, ErrorKind, Result};
+use larder_model::{Error, ErrorKind, Result, json::quoted};
 use serde::de::{self, DeserializeSeed, MapAccess, Visitor};
 use serde_json::{Map, Value, value::RawValue};
 
-use crate::text;
+use crate::{commit, text};
 
 /// What the name of a compressed document ends with.
 const COMPRESSED_SUFFIX: &str = ".gz";
@@ -244,8 +244,10 @@ impl Document {
                 // Replaced or written to while it was read: what came may be half of each.
                 continue;
             }
-            let text = decode(path, bytes)?;
-            self.members = parse(path, &text, &self.content, is_configured)?;
+            let read =
+                decode(path, bytes).and_then(|text| Ok((parse(path, &text, &self.content, is_configured)?, text)));
+            let (members, text) = read.map_err(|error| commit::name_backup(files, path, error))?;
+            self.members = members;
             self.text = text;
             self.known = found;
             return Ok(true);
@@ -633,7 +635,7 @@ impl<'de> Visitor<'de> for CollectionsOf<'_> {
         let mut members: Vec<Member> = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if members.iter().any(|member| member.name == name) {
-                return Err(de::Error::custom(format!("the collection {name:?} is there twice")));
+                return Err(de::Error::custom(format!("the collection {} is there twice", quoted(&name))));
             }
             members.push(if (self.0.is_configured)(&name) {
                 map.next_value_seed(EntitiesOf { reader: self.0, name })?
@@ -663,7 +665,7 @@ impl<'de> Visitor<'de> for EntitiesOf<'_> {
     type Value = Member;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the collection {:?} as an object of entities", self.name)
+        write!(f, "the collection {} as an object of entities", quoted(&self.name))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Results<Member, A::Error> {
@@ -672,7 +674,8 @@ impl<'de> Visitor<'de> for EntitiesOf<'_> {
             let id: Rc<str> = id.into();
             let body = self.reader.range(map.next_value::<&RawValue>()?);
             if member.by_id.insert(id.clone(), member.entries.len() as u32).is_some() {
-                return Err(de::Error::custom(format!("the id {id:?} is there twice in {:?}", member.name)));
+                let (id, name) = (quoted(&id), quoted(&member.name));
+                return Err(de::Error::custom(format!("the id {id} is there twice in {name}")));
             }
             member.entries.push(Entry { id, body, parsed: OnceCell::new() });
         }

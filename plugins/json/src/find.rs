@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use larder_model::{Collection, Error, Page, Query, Result, order};
+use larder_model::{Collection, Error, Page, Query, Result, json::quoted, order};
 use serde_json::{Value, json};
 
 use crate::{
@@ -31,7 +31,7 @@ pub(crate) fn find(
     if let Some(name) = &query.index
         && !collection.indexes.iter().any(|index| index.name == *name)
     {
-        return Err(Error::invalid(format!("{} has no index {name:?}", collection.name)));
+        return Err(Error::invalid(format!("{} has no index {}", collection.name, quoted(name))));
     }
     let shape = shape(query);
     let after = query.cursor.as_deref().map(|cursor| decode(cursor, shape)).transpose()?;

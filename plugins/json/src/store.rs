@@ -103,7 +103,10 @@ impl<F: Files> JsonStore<F> {
     }
 
     pub(crate) fn collection(&self, name: &str) -> Result<Rc<Collection>> {
-        self.collections.get(name).cloned().ok_or_else(|| Error::invalid(format!("there is no collection {name:?}")))
+        self.collections
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::invalid(format!("there is no collection {}", json::quoted(name))))
     }
 
     /// The position of the document that holds a collection.
@@ -483,7 +486,10 @@ impl<F: Files> JsonStore<F> {
                 let Some(collection) = self.collections.get(name) else {
                     finding(
                         "warning",
-                        format!("{path} holds the collection {name:?}, which is not configured: it is kept as it is"),
+                        format!(
+                            "{path} holds the collection {}, which is not configured: it is kept as it is",
+                            json::quoted(name)
+                        ),
                     );
                     continue;
                 };
@@ -557,20 +563,21 @@ pub(crate) fn parse_stored(
     match entity::key_of(collection, &parsed) {
         Ok(key) if key == id => Ok(parsed),
         Ok(key) => {
-            let message = format!("{} {id:?}: the key member {:?} holds {key:?}", collection.name, collection.key);
-            Err(Error::corrupt(message))
+            let [id, member, key] = [id, &collection.key, key].map(json::quoted);
+            Err(Error::corrupt(format!("{} {id}: the key member {member} holds {key}", collection.name)))
         }
         Err(error) => Err(corrupt(&collection.name, id, &error)),
     }
 }
 
 fn corrupt(collection: &str, id: &str, error: &Error) -> Error {
-    Error::corrupt(format!("{collection} {id:?} cannot be read as an entity: {error}"))
+    Error::corrupt(format!("{collection} {} cannot be read as an entity: {error}", json::quoted(id)))
 }
 
 fn check_size(collection: &str, id: &str, size: usize) -> Result<()> {
     if size <= ENTITY_BYTES_MAX {
         return Ok(());
     }
-    Err(Error::invalid(format!("{collection} {id:?} has {size} bytes; an entity has at most {ENTITY_BYTES_MAX}")))
+    let id = json::quoted(id);
+    Err(Error::invalid(format!("{collection} {id} has {size} bytes; an entity has at most {ENTITY_BYTES_MAX}")))
 }

@@ -331,8 +331,8 @@ fn what_is_no_document_is_corrupt_and_never_overwritten() {
         ("{\n  \"requests\": {\n    oops", "line 3 column 5"),
         ("[]", "object of collections"),
         ("{\"requests\": []}", "requests"),
-        ("{\"requests\": {\"a\": {}, \"a\": {}}}", "\"a\" is there twice"),
-        ("{\"requests\": {}, \"requests\": {}}", "\"requests\" is there twice"),
+        ("{\"requests\": {\"a\": {}, \"a\": {}}}", "`a` is there twice"),
+        ("{\"requests\": {}, \"requests\": {}}", "`requests` is there twice"),
         ("{} {}", "line 1 column 4"),
         ("{\"requests\": {\"a\": {\"b\": 01}}}", "line 1"),
     ] {
@@ -365,6 +365,22 @@ fn what_is_no_document_is_corrupt_and_never_overwritten() {
 }
 
 #[test]
+fn a_document_that_was_damaged_is_named_with_its_newest_backup() {
+    let place = place();
+    let mut store = place.open("{}");
+    for _ in 0..3 {
+        store.apply(vec![put("requests", "a", "", Expectation::Any)], true, NOW).unwrap();
+    }
+    let mut backups: Vec<String> = place.names().into_iter().filter(|name| name.contains(".bak-")).collect();
+    backups.sort();
+    place.write(DOCUMENT, "{");
+    let error = place.open("{}").get("requests", &[]).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Corrupt);
+    let newest = backups.last().expect("a backup");
+    assert!(error.message.ends_with(&format!("; {newest} holds what it was before")), "{error}");
+}
+
+#[test]
 fn an_entity_that_is_none_is_passed_on_reported_and_not_overwritten() {
     let place = place();
     place.write(
@@ -376,7 +392,7 @@ fn an_entity_that_is_none_is_passed_on_reported_and_not_overwritten() {
     assert_eq!(get(&mut store, "requests", "b").unwrap(), r#"{"x":1,"x":2}"#);
     assert_eq!(store.scan("requests", 0, 1, None, u32::MAX).unwrap().entities.len(), 4);
     let error = store.find("requests", &query(None, &[], 10)).unwrap_err();
-    assert_eq!((error.kind, error.message.contains("\"a\"")), (ErrorKind::Corrupt, true), "{error}");
+    assert_eq!((error.kind, error.message.contains("`a`")), (ErrorKind::Corrupt, true), "{error}");
     let error = store.apply(vec![put("requests", "b", "", Expectation::Any)], true, NOW).unwrap_err();
     assert_eq!((error.kind, error.write_index), (ErrorKind::Corrupt, Some(0)));
     assert_eq!(save(&mut store, "requests", "c", ""), 1, "an object with another key can be repaired by a save");

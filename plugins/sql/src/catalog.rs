@@ -19,6 +19,8 @@ pub(crate) enum Level {
     Fatal,
     /// It can, but is not what the definition says.
     Differs,
+    /// It is what another setting of `constraints` makes.
+    Constraints,
     /// It is more than the definition says.
     Extra,
 }
@@ -132,7 +134,7 @@ pub(crate) fn find(run: Run, table: &Table) -> Result<Found> {
             differs(Level::Fatal, format!("`{column}` is {}the primary key", if is_key { "" } else { "not " }));
         }
         if not_null != ours.is_some_and(|column| column.not_null) && !is_our_key {
-            differs(Level::Differs, format!("`{column}` is {}NOT NULL", if not_null { "" } else { "not " }));
+            differs(Level::Constraints, format!("`{column}` is {}NOT NULL", if not_null { "" } else { "not " }));
         }
         stored.push(column);
     }
@@ -153,10 +155,10 @@ pub(crate) fn find(run: Run, table: &Table) -> Result<Found> {
     let foreign: Vec<(String, String)> =
         list(run, statement, name)?.into_iter().map(|mut row| (text(row.next()), text(row.next()))).collect();
     for reference in table.references.iter().filter(|reference| !foreign.contains(reference)) {
-        differs(Level::Differs, format!("`{}` does not refer to `{}`", reference.0, reference.1));
+        differs(Level::Constraints, format!("`{}` does not refer to `{}`", reference.0, reference.1));
     }
     for reference in foreign.iter().filter(|reference| !table.references.contains(reference)) {
-        differs(Level::Differs, format!("`{}` refers to `{}`", reference.0, reference.1));
+        differs(Level::Constraints, format!("`{}` refers to `{}`", reference.0, reference.1));
     }
     Ok(Found::Table(differences))
 }
@@ -181,16 +183,21 @@ pub(crate) fn reject(table: &Table, differences: &[Difference], levels: &[Level]
         .filter(|difference| levels.contains(&difference.level))
         .map(|difference| difference.message.as_str())
         .collect();
-    match messages.is_empty() {
-        true => Ok(()),
-        false => Err(Error::new(
-            ErrorKind::Rejected,
-            format!(
-                "the table of `{}` is not what its definition asks for, and is never altered: {}; change one of them, \
-                 or give the store another database",
-                table.collection.name,
-                messages.join(", ")
-            ),
-        )),
+    if messages.is_empty() {
+        return Ok(());
     }
+    let is_setting = |difference: &Difference| difference.level == Level::Constraints;
+    let advice = match differences.iter().any(is_setting) {
+        true => "set `constraints` to what the table was made with (`strict` or `relaxed`), change the table",
+        false => "change one of them",
+    };
+    Err(Error::new(
+        ErrorKind::Rejected,
+        format!(
+            "the table of `{}` is not what its definition asks for, and is never altered: {}; {advice}, or give the store \
+             another database",
+            table.collection.name,
+            messages.join(", ")
+        ),
+    ))
 }

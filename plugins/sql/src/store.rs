@@ -104,7 +104,7 @@ impl<S: Sql> SqlStore<S> {
                     Vec::new()
                 }
                 Found::Table(differences) => {
-                    catalog::reject(table, &differences, &[Level::Fatal, Level::Differs])?;
+                    catalog::reject(table, &differences, &[Level::Fatal, Level::Differs, Level::Constraints])?;
                     catalog::indexes(run, table)?
                 }
             };
@@ -141,7 +141,7 @@ impl<S: Sql> SqlStore<S> {
                 for difference in &differences {
                     let level = match difference.level {
                         Level::Fatal => "error",
-                        Level::Differs => "warning",
+                        Level::Differs | Level::Constraints => "warning",
                         // What is in there is no part of any entity.
                         Level::Extra => {
                             unread.push(format!("table `{name}`: {}", difference.message));

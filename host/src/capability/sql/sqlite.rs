@@ -119,6 +119,17 @@ fn identity(_metadata: &fs::Metadata) -> Identity {
     Identity(0, 0)
 }
 
+/// Makes the folder, and sees to it that a crash does not take it away with what was acknowledged in it.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    let missing: Vec<_> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::create_dir_all(folder)?;
+    #[cfg(unix)]
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
 impl Store {
     pub(super) fn new(settings: SqliteSettings) -> Store {
         let name = settings.path.file_name().unwrap_or(settings.path.as_os_str()).to_string_lossy().into_owned();
@@ -153,13 +164,7 @@ impl Store {
                 Err(Error::invalid(format!("`{}` is a directory, not a database file", self.name)))
             }
             Ok(_) => Err(Error::invalid(format!("`{}` is not a regular file", self.name))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent().map(Path::is_dir) {
-                Some(true) => Ok(None),
-                _ => Err(Error::new(
-                    ErrorKind::Unavailable,
-                    format!("the directory that is to hold the database `{}` does not exist", self.name),
-                )),
-            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.no_file(&error)),
         }
     }
@@ -182,6 +187,9 @@ impl Store {
                 *file = None;
                 if !make {
                     return Ok(None);
+                }
+                if let Some(folder) = self.settings.path.parent() {
+                    make_folder(folder).map_err(|error| self.no_file(&error))?;
                 }
                 // Closed at once, before there is a connection: closing a file drops every lock that the process holds
                 // on it, SQLite's too.

@@ -95,7 +95,7 @@ async fn what_is_no_database_is_reported_and_left_alone() {
     for (name, expected) in [
         ("junk", ErrorKind::Corrupt),
         ("folder", ErrorKind::InvalidArgument),
-        ("no/such/folder.db", ErrorKind::Unavailable),
+        ("junk/folder.db", ErrorKind::Unavailable),
     ] {
         for text in ["SELECT name FROM sqlite_master", "CREATE TABLE t (id TEXT)"] {
             let error = run(&at(name), text).await.unwrap_err();
@@ -104,6 +104,11 @@ async fn what_is_no_database_is_reported_and_left_alone() {
         }
     }
     assert!(fs::read(directory.path().join("junk")).unwrap().starts_with(b"no database"));
+    let missing = at("no/such/folder.db");
+    assert_eq!(run(&missing, "SELECT name FROM sqlite_master").await.unwrap(), Rows::default());
+    assert!(!directory.path().join("no").exists(), "a read makes nothing");
+    run(&missing, "CREATE TABLE t (id TEXT)").await.unwrap();
+    assert!(directory.path().join("no/such/folder.db").is_file());
     fs::write(directory.path().join("empty"), "").unwrap();
     assert_eq!(run(&at("empty"), "SELECT name FROM sqlite_master").await.unwrap(), Rows::default());
 }
