@@ -206,8 +206,11 @@ impl Resolver<'_> {
         }
         for (name, named) in &storage.stores.0 {
             if name.is_empty() || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-                return Err(Error::config(format!("`storage.stores` has a store {}, which is no name", quoted(name)))
-                    .hint("a name is not empty and has no spaces"));
+                return Err(Error::config(format!(
+                    "`storage.stores` has a store {}, which is no name",
+                    larder_model::json::quoted(name)
+                ))
+                .hint("a name is not empty and has no spaces"));
             }
             let location = key_path(["storage", "stores", name]);
             let members = members["stores"][name].as_object().cloned().unwrap_or_default();
