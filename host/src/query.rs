@@ -144,7 +144,7 @@ impl Repository {
     /// The filter and the order mean the same for every strategy; what a strategy cannot do itself is done here.
     ///
     /// ```
-    /// # larder::example::run(|repository| async move {
+    /// # larder_tests::on_every_strategy(async |repository| {
     /// use larder::Select;
     ///
     /// let mut answer = repository.query("requests", Select {
@@ -170,7 +170,7 @@ impl Repository {
     /// written meanwhile is found where it then stands. A cursor keeps nothing open; it is never out of date.
     ///
     /// ```
-    /// # larder::example::run(|repository| async move {
+    /// # larder_tests::on_every_strategy(async |repository| {
     /// use larder::Select;
     ///
     /// let select = Select { order_by: vec!["created_at".parse()?], limit: Some(2), ..Select::default() };

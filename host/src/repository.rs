@@ -69,7 +69,89 @@ impl Scrutiny {
     }
 }
 
-/// An open store. Cheap to clone.
+/// An open store. Cheap to clone; clones and calls may run side by side.
+///
+/// An entity is a JSON object; its id is in the member that the collection names as its key. Writes take the body as JSON text,
+/// from [`crate::encode`] for whatever serializes; reads give an [`Entity`], with [`Entity::decode`] into a type of the
+/// caller's own and [`Entity::fields`] into members with exact numbers.
+///
+/// ```
+/// # larder_tests::on_every_strategy(async |repository| {
+/// use larder::Expectation;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Machine {
+///     machine_id: String,
+///     request_id: String,
+///     template_id: String,
+///     status: String,
+///     #[serde(default, skip_serializing_if = "Option::is_none")]
+///     version: Option<u64>,
+/// }
+///
+/// let machine = Machine {
+///     machine_id: "machine-1".into(),
+///     request_id: "req-1".into(),
+///     template_id: "small".into(),
+///     status: "PENDING".into(),
+///     version: None,
+/// };
+/// repository.save("machines", &larder::encode(&machine)?, Expectation::Absent).await?;
+///
+/// let stored = repository.get_one("machines", "machine-1").await?.ok_or("it is gone")?;
+/// let machine: Machine = stored.decode()?;
+/// assert_eq!((machine.status.as_str(), machine.version), ("PENDING", Some(1)));
+/// # Ok(()) });
+/// ```
+///
+/// # Optimistic locking
+///
+/// Each write gives an entity the next version. An update that expects a version takes effect only where that is the stored
+/// one; otherwise it is `version-conflict`, and [`Error::current_version`] is what is stored.
+///
+/// ```
+/// # larder_tests::on_every_strategy(async |repository| {
+/// use larder::ErrorKind;
+/// use serde_json::json;
+///
+/// let read = repository.get_one("requests", "req-1").await?.ok_or("it is gone")?;
+/// let mut mine = read.fields()?;
+/// mine.insert("status".into(), json!("RUNNING"));
+///
+/// // Meanwhile somebody else changes the request.
+/// let change = json!({"machine_count": 3});
+/// repository.patch("requests", "req-1", change.as_object().unwrap(), None, None).await?;
+///
+/// let mut expected = read.version;
+/// let outcome = loop {
+///     match repository.update("requests", "req-1", &larder::encode(&mine)?, Some(expected)).await {
+///         Ok(outcome) => break outcome,
+///         Err(error) if error.is(ErrorKind::VersionConflict) => {
+///             // Read again, and merge: theirs, but with our status.
+///             let latest = repository.get_one("requests", "req-1").await?.ok_or("it is gone")?;
+///             assert_eq!(error.current_version, Some(latest.version));
+///             mine = latest.fields()?;
+///             mine.insert("status".into(), json!("RUNNING"));
+///             expected = latest.version;
+///         }
+///         Err(error) => return Err(error.into()),
+///     }
+/// };
+/// assert_eq!(outcome.version, read.version + 2);
+/// # let fields = repository.get_one("requests", "req-1").await?.ok_or("it is gone")?.fields()?;
+/// # assert_eq!((&fields["status"], fields["machine_count"].as_u64()), (&json!("RUNNING"), Some(3)));
+/// # Ok(()) });
+/// ```
+///
+/// Where the change does not depend on the rest of the entity, [`Repository::patch`] does all of this by itself.
+///
+/// # Errors
+///
+/// Of every operation, beside its own: `invalid-argument` for an unknown collection, an id that is none, or a body that is no
+/// entity; `corrupt` for what is stored and no entity; `timeout`, `unavailable` and `limit-exceeded` as the
+/// storage goes; a trap, which is [`crate::error::Kind::Trap`], where the plugin failed. [`Error::retry`] says whether the same
+/// call may be sent again; after `unknown-outcome` it may have taken effect.
 #[derive(Clone)]
 pub struct Repository {
     store: Arc<Store>,
@@ -453,7 +535,12 @@ impl Repository {
         }
     }
 
-    /// Saves an entity under the id in its key member: creates it, or replaces the whole of it.
+    /// Saves an entity under the id in its key member: creates it, or replaces the whole of it. Gives the id, and the version
+    /// that is stored now.
+    ///
+    /// # Errors
+    /// `already-exists`, `not-found` or `version-conflict`, as `expect` has it; `rejected` where a rule of the schema is
+    /// broken: a field that is required, a reference that points nowhere, a text that is too long.
     pub async fn save(&self, collection: &str, body: &[u8], expect: Expectation) -> Result<(String, Outcome)> {
         let put = self.put(collection, body, expect)?;
         Ok((put.id.clone(), self.write(Write::Put(put)).await?))
@@ -467,7 +554,11 @@ impl Repository {
         Ok(Put { collection: collection.into(), id, body: body.to_vec(), expect })
     }
 
-    /// Replaces the whole of a stored entity; `not-found` where there is none.
+    /// Replaces the whole of a stored entity, where `version` is given only that version of it.
+    ///
+    /// # Errors
+    /// `not-found` where nothing is stored, `version-conflict` with the stored version where that is another one,
+    /// `rejected` as for [`Repository::save`].
     pub async fn update(&self, collection: &str, id: &str, body: &[u8], version: Option<u64>) -> Result<Outcome> {
         let definition = self.collection(collection)?;
         entity::check(definition, Some(id), body)?;
@@ -475,7 +566,29 @@ impl Repository {
         self.write(Write::Put(Put { collection: collection.into(), id: id.into(), body: body.to_vec(), expect })).await
     }
 
-    /// Replaces the whole of a stored entity where the filter holds for it; `version-conflict` where it does not.
+    /// Replaces the whole of a stored entity where the condition holds for what is stored. Read, judged and written
+    /// against the version that was read, so that nothing comes between.
+    ///
+    /// ```
+    /// # larder_tests::on_every_strategy(async |repository| {
+    /// use larder::ErrorKind;
+    /// use serde_json::json;
+    ///
+    /// let mut request = repository.get_one("requests", "req-1").await?.ok_or("it is gone")?.fields()?;
+    /// request.insert("status".into(), json!("CANCELLED"));
+    /// let body = larder::encode(&request)?;
+    /// let pending = "status=PENDING".parse()?;
+    /// repository.update_if("requests", "req-1", &body, None, &pending).await?;
+    ///
+    /// let error = repository.update_if("requests", "req-1", &body, None, &pending).await.unwrap_err();
+    /// assert!(error.is(ErrorKind::VersionConflict), "it is not pending any more");
+    /// assert_eq!(error.current_version, Some(2));
+    /// # Ok(()) });
+    /// ```
+    ///
+    /// # Errors
+    /// `version-conflict` where the condition does not hold, or `version` is given and another one is stored; otherwise those
+    /// of [`Repository::update`].
     pub async fn update_if(
         &self,
         collection: &str,
@@ -488,7 +601,7 @@ impl Repository {
         self.rewrite(collection, id, version, Some(condition), |_| Ok(body.to_vec())).await
     }
 
-    /// Changes members of a stored entity, by RFC 7396: a member that is null in the patch is removed, objects are merged, and
+    /// Changes members of a stored entity, only where the version and the condition hold that are given, by RFC 7396: a member that is null in the patch is removed, objects are merged, and
     /// everything else replaces what is there.
     pub async fn patch(
         &self,
@@ -535,7 +648,11 @@ impl Repository {
         }
     }
 
-    /// Removes an entity; the outcome says whether it was there.
+    /// Removes an entity; the outcome says whether it was there. That it was not is an error only where a version was expected.
+    ///
+    /// # Errors
+    /// `version-conflict` or `not-found` where `version` is given; `rejected` where others refer to it and the store sees to
+    /// references.
     pub async fn delete(&self, collection: &str, id: &str, version: Option<u64>) -> Result<Outcome> {
         self.collection(collection)?;
         entity::check_id(id)?;
@@ -549,7 +666,37 @@ impl Repository {
         results.remove(0).map_err(|error| self.store.advised(error))
     }
 
-    /// Many writes in one call: all or nothing with `atomic`, otherwise one result each.
+    /// Many writes in one call, over any collections: all or nothing with `atomic`, otherwise one result each, in order. The
+    /// bodies must hold the ids that the writes name.
+    ///
+    /// ```
+    /// # larder_tests::on_every_strategy(async |repository| {
+    /// use larder::{Expectation, Put, Removal, Write};
+    ///
+    /// let body = br#"{"request_id": "req-3", "template_id": "small", "machine_count": 1,
+    ///     "status": "PENDING", "request_type": "acquire"}"#;
+    /// let writes = vec![
+    ///     Write::Put(Put {
+    ///         collection: "requests".into(),
+    ///         id: "req-3".into(),
+    ///         body: body.to_vec(),
+    ///         expect: Expectation::Absent,
+    ///     }),
+    ///     Write::Remove(Removal {
+    ///         collection: "requests".into(),
+    ///         id: "req-2".into(),
+    ///         expect: Expectation::Version(1),
+    ///     }),
+    /// ];
+    /// repository.apply(writes, true).await?;
+    /// # assert!(repository.get_one("requests", "req-2").await?.is_none());
+    /// # Ok(()) });
+    /// ```
+    ///
+    /// # Errors
+    /// With `atomic` the error of the write that failed, whose position is [`Error::write_index`], and nothing was written;
+    /// `invalid-argument` for one entity twice, `unsupported` or `limit-exceeded` for what the strategy cannot do at once.
+    /// Otherwise only what concerns the whole call.
     pub async fn apply(
         &self,
         writes: Vec<Write>,
@@ -626,7 +773,29 @@ impl Repository {
         Ok(Batch { entities: batch.entities.into_iter().map(bindings::entity_from).collect(), next: batch.next })
     }
 
-    /// Bulk write: nothing is stamped. Durable after [`Repository::flush`].
+    /// Bulk write, a thousand or so entities a call: nothing is stamped, versions and times are as given. Durable after
+    /// [`Repository::flush`]. What is refused is told by its position, and the others are stored all the same.
+    ///
+    /// ```
+    /// # larder_tests::on_every_strategy(async |repository| {
+    /// use larder::{Entity, Existing};
+    ///
+    /// let machine = |n: u32| {
+    ///     let id = format!("machine-{n}");
+    ///     let body = format!(
+    ///         r#"{{"machine_id": "{id}", "request_id": "req-1", "template_id": "small", "status": "RUNNING", "version": 7}}"#
+    ///     );
+    ///     Entity { id, version: 7, body: body.into_bytes() }
+    /// };
+    /// let machines: Vec<Entity> = (0..2500).map(machine).collect();
+    /// for batch in machines.chunks(1000) {
+    ///     let loaded = repository.load("machines", batch.to_vec(), Existing::Fail).await?;
+    ///     assert_eq!((loaded.written as usize, loaded.refused.len()), (batch.len(), 0));
+    /// }
+    /// repository.flush().await?;
+    /// assert_eq!(repository.count("machines", None).await?, 2500);
+    /// # Ok(()) });
+    /// ```
     pub async fn load(&self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
         self.collection(collection)?;
         let count = entities.len() as u64;
@@ -676,14 +845,15 @@ impl Repository {
         Ok(call!(self.store, "prepare", |guest, store| guest.call_prepare(store, dry_run)))
     }
 
-    /// Findings about the store, as the strategy's own JSON object.
+    /// Findings about the store, as the strategy's own JSON object: `reachable`, `readable` and `writable` are booleans, `findings`
+    /// a list of objects with `level` and `message`, and the rest is what the strategy has to tell.
     pub async fn check(&self) -> Result<Map<String, Value>> {
         let findings = call!(self.store, "check", |guest, store| guest.call_check(store));
         larder_model::json::parse_object(findings.as_bytes())
             .map_err(|error| self.store.misbehaved("reports findings that are not a JSON object").caused_by(error))
     }
 
-    /// Makes every write that was answered durable.
+    /// Makes what [`Repository::load`] wrote durable; every other write is, once it was answered.
     pub async fn flush(&self) -> Result<()> {
         call!(self.store, "flush", |guest, store| guest.call_flush(store));
         Ok(())

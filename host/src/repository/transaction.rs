@@ -20,7 +20,38 @@ use crate::error::{Error, Result};
 use crate::plugin::bindings::{self, types};
 use crate::plugin::instance;
 
-/// A transaction under way. Dropped without [`Transaction::commit`], or past its deadline, it is rolled back.
+/// Reads and writes that happen as one, or not at all.
+///
+/// Reads see the transaction's own writes. After an error it can only be rolled back. With `?` an error leaves the function,
+/// drops the transaction and so undoes everything:
+///
+/// ```
+/// # larder_tests::on_every_strategy(async |repository| {
+/// use larder::{ErrorKind, Expectation, Repository};
+/// use serde_json::json;
+///
+/// async fn assign(repository: &Repository, request_id: &str, machine_id: &str) -> larder::Result<()> {
+///     let mut transaction = repository.begin(None, false).await?;
+///     let change = json!({"status": "RUNNING"});
+///     transaction.patch("requests", request_id, change.as_object().unwrap()).await?;
+///     let machine = json!({
+///         "machine_id": machine_id, "request_id": request_id, "template_id": "small", "status": "RUNNING",
+///     });
+///     transaction.save("machines", &larder::encode(&machine)?, Expectation::Absent).await?;
+///     transaction.commit().await
+/// }
+///
+/// assign(&repository, "req-1", "machine-1").await?;
+/// assert_eq!(repository.get_one("requests", "req-1").await?.ok_or("it is gone")?.version, 2);
+///
+/// // The machine is taken: the request stays as it was.
+/// let error = assign(&repository, "req-2", "machine-1").await.unwrap_err();
+/// assert!(error.is(ErrorKind::AlreadyExists));
+/// assert_eq!(repository.get_one("requests", "req-2").await?.ok_or("it is gone")?.version, 1);
+/// # Ok(()) });
+/// ```
+///
+/// Dropped without [`Transaction::commit`], or past its deadline, it is rolled back.
 pub struct Transaction {
     repository: Repository,
     open: Arc<Mutex<Option<Open>>>,
@@ -69,7 +100,14 @@ fn expired(store: &Store) -> Error {
 }
 
 impl Repository {
-    /// Begins a transaction. `isolation` asks for at least that level; none for the strategy's own.
+    /// Begins a transaction. `isolation` asks for at least that level; none for the strategy's own. One that is `read_only`
+    /// can write nothing.
+    ///
+    /// On a store whose strategy keeps state in memory, such as `json`, every other call waits until the transaction ends: a
+    /// task that has one open uses it, and not the repository.
+    ///
+    /// # Errors
+    /// `unsupported` where the strategy has no transactions; `timeout` where others hold the store for too long.
     pub async fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
         let store: &Store = &self.store;
         let isolation = isolation.map(bindings::isolation_into);
