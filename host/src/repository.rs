@@ -380,6 +380,17 @@ fn not_found(collection: &str, id: &str) -> Error {
     Error::contract(ErrorKind::NotFound, format!("{collection} has no `{}`", one_line(id)))
 }
 
+/// `version-conflict` where the condition does not hold for what is stored.
+fn check_condition(condition: Option<&Filter>, stored: &Entity, collection: &str, id: &str) -> Result<()> {
+    let Some(condition) = condition else { return Ok(()) };
+    if condition.matches(&larder_model::json::parse_object(&stored.body)?) {
+        return Ok(());
+    }
+    let message = format!("{collection} `{id}`: the condition does not hold for the stored entity");
+    let error = larder_model::Error::new(ErrorKind::VersionConflict, message);
+    Err(larder_model::Error { current_version: Some(stored.version), ..error }.into())
+}
+
 /// The body of an entity after a merge patch.
 fn patched(stored: &Entity, patch: &Map<String, Value>) -> Result<Vec<u8>> {
     let mut fields = larder_model::json::parse_object(&stored.body)?;
@@ -614,8 +625,9 @@ impl Repository {
         self.rewrite(collection, id, version, condition, |stored| patched(stored, patch)).await
     }
 
-    /// Reads, evaluates, and writes against the version that was read; again after a conflict, unless a version was
-    /// asked for.
+    /// Reads, evaluates, and writes what was made of it. In a transaction, where the strategy has them: a version does not
+    /// tell an entity from one that was saved under its name after it was deleted. Without them against the version that was
+    /// read. Again after a lost race, unless a version was asked for.
     async fn rewrite(
         &self,
         collection: &str,
@@ -624,24 +636,44 @@ impl Repository {
         condition: Option<&Filter>,
         body: impl Fn(&Entity) -> Result<Vec<u8>>,
     ) -> Result<Outcome> {
+        self.collection(collection)?;
+        let ids = [id.to_owned()];
+        let rewritten = |stored: Option<Entity>| -> Result<(Vec<u8>, u64)> {
+            let stored = stored.ok_or_else(|| not_found(collection, id))?;
+            // Whatever is made of another version is not to be written over the expected one, even if that comes meanwhile.
+            if let Some(version) = version {
+                entity::check_expectation(Expectation::Version(version), Some(stored.version), collection, id)?;
+            }
+            check_condition(condition, &stored, collection, id)?;
+            Ok((body(&stored)?, stored.version))
+        };
         let mut attempts = REWRITES_MAX;
         loop {
-            let found = self.get(collection, &[id.to_owned()]).await?.remove(0);
-            let stored = found.ok_or_else(|| not_found(collection, id))?;
-            if let Some(condition) = condition
-                && !condition.matches(&larder_model::json::parse_object(&stored.body)?)
-            {
-                let error = larder_model::Error {
-                    current_version: Some(stored.version),
-                    ..larder_model::Error::new(
-                        ErrorKind::VersionConflict,
-                        format!("{collection} `{id}`: the condition does not hold for the stored entity"),
-                    )
-                };
-                return Err(error.into());
-            }
             attempts -= 1;
-            match self.update(collection, id, &body(&stored)?, Some(version.unwrap_or(stored.version))).await {
+            let ended = if self.store.plugin.description.features.transactions {
+                let mut transaction = self.begin(None, false).await?;
+                let rewritten =
+                    transaction.get(collection, &ids, true).await.and_then(|mut it| rewritten(it.remove(0)));
+                let (body, stored) = match rewritten {
+                    Ok(rewritten) => rewritten,
+                    Err(error) => {
+                        // Only so that the instance can be used again: dropped, it would be rolled back too.
+                        let _ = transaction.rollback().await;
+                        return Err(error);
+                    }
+                };
+                match transaction.update(collection, id, &body, Some(stored)).await {
+                    Ok(outcome) => transaction.commit().await.map(|()| outcome),
+                    Err(error) => {
+                        let _ = transaction.rollback().await;
+                        Err(error)
+                    }
+                }
+            } else {
+                let (body, stored) = rewritten(self.get(collection, &ids).await?.remove(0))?;
+                self.update(collection, id, &body, Some(stored)).await
+            };
+            match ended {
                 Err(error) if error.is(ErrorKind::VersionConflict) && version.is_none() && attempts > 0 => {}
                 ended => return ended,
             }

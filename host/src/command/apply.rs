@@ -115,7 +115,13 @@ async fn writes(repository: &Repository, lines: Vec<Line>) -> Result<Vec<Write>>
             Op::Patch(patch) => {
                 let failed = |error: Error| error.context(format!("line {} failed; nothing was written", line.number));
                 let (fields, version) = merged(repository, &line.collection, &line.id, &patch).await.map_err(failed)?;
-                (fields, expect.unwrap_or(Expectation::Version(version)))
+                // Whatever was made of another version is not to be written over the expected one, even if that comes
+                // meanwhile.
+                if let Some(expect) = expect {
+                    let checked = entity::check_expectation(expect, Some(version), &line.collection, &line.id);
+                    checked.map_err(|error| failed(error.into()))?;
+                }
+                (fields, Expectation::Version(version))
             }
             Op::Delete => {
                 let expect = expect.unwrap_or(Expectation::Any);
