@@ -13,6 +13,15 @@ mod repository;
 // Queries in pages.
 mod cursors;
 
+// Where many clients meet at one store.
+mod place;
+
+// Many clients at a few entities: their answers are those of some order of their calls.
+mod history;
+
+// Transactions that meet: what each isolation excludes.
+mod isolation;
+
 // Moving data, with real and realistic input.
 mod migration;
 
