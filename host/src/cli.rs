@@ -183,7 +183,7 @@ pub struct VerifyArgs {
 /// Arguments of `get`.
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// Where to look.
+    /// The collection, such as `requests`.
     pub collection: String,
     /// The ids, in the order to print.
     #[arg(required = true, value_name = "ID")]
@@ -196,12 +196,12 @@ pub struct GetArgs {
 /// Arguments of `save`.
 #[derive(Debug, Args)]
 pub struct SaveArgs {
-    /// Where to.
+    /// The collection, such as `requests`.
     pub collection: String,
     /// A JSON object, an array of them, or one a line [default: standard input].
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
-    /// Save only where this holds: nothing is stored (`absent`), something is (`present`), or this version.
+    /// Save only where nothing is stored under the id (`absent`), something is (`present`), or this version of it is.
     #[arg(long, value_name = "absent|present|VERSION", value_parser = parse_expectation)]
     pub expect: Option<ExpectArg>,
     /// The store.
@@ -231,11 +231,11 @@ fn parse_expectation(text: &str) -> Result<ExpectArg, String> {
 /// Arguments of `update` and `patch`.
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
-    /// Where it is.
+    /// The collection, such as `requests`.
     pub collection: String,
-    /// Which entity.
+    /// The entity's id.
     pub id: String,
-    /// A JSON object [default: standard input].
+    /// A JSON object: the whole entity, or for `patch` the members to change (null removes one) [default: standard input].
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
     /// Write only over this version.
@@ -252,9 +252,9 @@ pub struct UpdateArgs {
 /// Arguments of `delete`.
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
-    /// Where they are.
+    /// The collection, such as `requests`.
     pub collection: String,
-    /// Which entities.
+    /// The entities' ids.
     #[arg(required = true, value_name = "ID")]
     pub ids: Vec<String>,
     /// Delete only this version.
@@ -279,7 +279,7 @@ pub struct FilterArgs {
 /// Arguments of `query`.
 #[derive(Debug, Args)]
 pub struct QueryArgs {
-    /// Where to look.
+    /// The collection, such as `requests`.
     pub collection: String,
     /// What must hold.
     #[command(flatten)]
@@ -294,7 +294,7 @@ pub struct QueryArgs {
     /// Go on where the same query ended before: its CURSOR.
     #[arg(long, value_name = "CURSOR", conflicts_with = "explain")]
     pub cursor: Option<String>,
-    /// Use this index.
+    /// Use this index of the collection (--explain tells which one is used otherwise).
     #[arg(long, value_name = "NAME")]
     pub index: Option<String>,
     /// Say how it was answered instead of printing entities.
@@ -308,7 +308,7 @@ pub struct QueryArgs {
 /// Arguments of `count`.
 #[derive(Debug, Args)]
 pub struct CountArgs {
-    /// Where to look.
+    /// The collection, such as `requests`.
     pub collection: String,
     /// What must hold.
     #[command(flatten)]
@@ -414,11 +414,11 @@ pub struct PluginsTestArgs {
 /// Commands about the configuration.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Check it, with the section of every store against its plugin.
+    /// Check the configuration, and the section of every store against its plugin.
     Check,
-    /// Print its JSON Schema.
+    /// Print the JSON Schema of every configuration.
     Schema,
-    /// Print it as it was understood, with defaults and without secrets.
+    /// Print the configuration as it was understood, with defaults and without secrets.
     Show,
 }
 

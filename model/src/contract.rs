@@ -21,6 +21,9 @@ impl Entity {
 
     /// The body as a type of the caller's own; `corrupt` where it does not fit. A number becomes what the type can hold: a
     /// `serde_json::Value` keeps every digit, an `f64` does not.
+    ///
+    /// An `f64` below `#[serde(flatten)]`, or in an enum that is untagged or tagged inside, does not fit, because
+    /// serde_json hands numbers with a fraction on as exact ones there: a `serde_json::Value` does.
     pub fn decode<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.body)
             .map_err(|error| Error::corrupt(format!("{} does not fit: {error}", crate::json::quoted(&self.id))))
