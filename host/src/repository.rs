@@ -392,10 +392,9 @@ fn check_condition(condition: Option<&Filter>, stored: &Entity, collection: &str
 }
 
 /// The body of an entity after a merge patch.
-fn patched(stored: &Entity, patch: &Map<String, Value>) -> Result<Vec<u8>> {
-    let mut fields = larder_model::json::parse_object(&stored.body)?;
-    larder_model::json::merge(&mut fields, patch);
-    Ok(larder_model::json::to_vec(&fields))
+fn patched(collection: &Collection, stored: &Entity, patch: &Map<String, Value>) -> Result<Vec<u8>> {
+    let fields = larder_model::json::parse_object(&stored.body)?;
+    Ok(larder_model::json::to_vec(&entity::patched(collection, fields, patch)))
 }
 
 /// What a stored entity becomes by a merge patch, and the version that it was made from.
@@ -407,9 +406,8 @@ pub(crate) async fn merged(
 ) -> Result<(Map<String, Value>, u64)> {
     let found = repository.get(collection, &[id.to_owned()]).await?.remove(0);
     let stored = found.ok_or_else(|| not_found(collection, id))?;
-    let mut fields = larder_model::json::parse_object(&stored.body)?;
-    larder_model::json::merge(&mut fields, patch);
-    Ok((fields, stored.version))
+    let fields = larder_model::json::parse_object(&stored.body)?;
+    Ok((entity::patched(repository.collection(collection)?, fields, patch), stored.version))
 }
 
 /// The error with its text made safe to print.
@@ -622,7 +620,8 @@ impl Repository {
         version: Option<u64>,
         condition: Option<&Filter>,
     ) -> Result<Outcome> {
-        self.rewrite(collection, id, version, condition, |stored| patched(stored, patch)).await
+        let definition = self.collection(collection)?;
+        self.rewrite(collection, id, version, condition, |stored| patched(definition, stored, patch)).await
     }
 
     /// Reads, evaluates, and writes what was made of it. In a transaction, where the strategy has them: a version does not

@@ -150,6 +150,21 @@ pub fn stamp(
     body
 }
 
+/// What a merge patch makes of a stored entity. A version that others left there and that is none goes with it: a write
+/// would refuse it as if the caller had brought it.
+pub fn patched(
+    collection: &Collection,
+    mut stored: Map<String, Value>,
+    patch: &Map<String, Value>,
+) -> Map<String, Value> {
+    let version = &collection.stamps.version;
+    if stored.get(version).and_then(usable_version).is_none() {
+        stored.shift_remove(version);
+    }
+    json::merge(&mut stored, patch);
+    stored
+}
+
 /// Whether an atomic `apply` changes no entity twice: which of the two would win is nobody's intention.
 pub fn check_distinct(writes: &[Write]) -> Result<()> {
     let mut seen = HashSet::with_capacity(writes.len());
@@ -229,6 +244,20 @@ pub(crate) mod tests {
             assert_eq!(error.kind, ErrorKind::InvalidArgument);
             assert!(error.message.contains("storage.collections.things.version"), "{error}");
             assert_eq!(version_of(&things, &parse(&things, Some("a"), body.as_bytes()).unwrap()), 0, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_patch_replaces_a_version_that_is_none_and_keeps_one_that_is() {
+        let things = collection("things");
+        for (stored, patch, expected) in [
+            (r#"{"key":"a","version":7,"x":1}"#, r#"{"x":null,"y":2}"#, r#"{"key":"a","version":7,"y":2}"#),
+            (r#"{"key":"a","version":"7"}"#, r#"{"y":2}"#, r#"{"key":"a","y":2}"#),
+            (r#"{"key":"a","version":{"n":1}}"#, r#"{"version":{"m":1}}"#, r#"{"key":"a","version":{"m":1}}"#),
+            (r#"{"key":"a","version":null}"#, r#"{"version":3}"#, r#"{"key":"a","version":3}"#),
+            (r#"{"key":"a"}"#, r#"{"version":"x"}"#, r#"{"key":"a","version":"x"}"#),
+        ] {
+            assert_eq!(patched(&things, object(stored), &object(patch)), object(expected), "{stored} {patch}");
         }
     }
 

@@ -217,7 +217,7 @@ impl Transaction {
     pub async fn patch(&mut self, collection: &str, id: &str, patch: &Map<String, Value>) -> Result<Outcome> {
         let found = self.get(collection, &[id.to_owned()], true).await?.remove(0);
         let stored = found.ok_or_else(|| super::not_found(collection, id))?;
-        let body = super::patched(&stored, patch)?;
+        let body = super::patched(self.repository.collection(collection)?, &stored, patch)?;
         self.update(collection, id, &body, Some(stored.version)).await
     }
 
