@@ -486,6 +486,11 @@ fn a_transaction_sees_its_own_writes_and_leaves_nothing_when_it_is_dropped() {
         assert_eq!(error.unwrap_err().kind, ErrorKind::AlreadyExists);
         assert_eq!(store.commit_transaction(transaction).unwrap_err().kind, ErrorKind::InvalidArgument);
         assert!(get(&mut store, "requests", "a").is_some() && get(&mut store, "requests", "b").is_none());
+        let twice = vec![put("requests", "b", "", Expectation::Any), removal("requests", "b", Expectation::Any)];
+        let mut transaction = store.begin_transaction(false).unwrap();
+        let error = store.apply_in(&mut transaction, twice, NOW).unwrap_err();
+        assert_eq!((error.kind, error.write_index), (ErrorKind::InvalidArgument, Some(1)));
+        assert_eq!(store.commit_transaction(transaction).unwrap_err().kind, ErrorKind::InvalidArgument);
         let mut transaction = store.begin_transaction(true).unwrap();
         let refused = store.apply_in(&mut transaction, vec![put("requests", "b", "", Expectation::Any)], NOW);
         assert_eq!(refused.unwrap_err().kind, ErrorKind::InvalidArgument);

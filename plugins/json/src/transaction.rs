@@ -5,7 +5,7 @@
 use std::{cell::Cell, collections::HashSet, rc::Rc};
 
 use larder_guest::{Files, LockMode};
-use larder_model::{Entity, Error, ErrorKind, Outcome, Page, Query, Result, Write};
+use larder_model::{Entity, Error, ErrorKind, Outcome, Page, Query, Result, Write, entity};
 
 use crate::{document::Changes, store::JsonStore};
 
@@ -94,6 +94,10 @@ impl<F: Files> JsonStore<F> {
     ) -> Result<Vec<Outcome>> {
         if transaction.is_read_only {
             return Err(Error::invalid("the transaction is read-only"));
+        }
+        if let Err(error) = entity::check_distinct(&writes) {
+            transaction.has_failed = true;
+            return Err(error);
         }
         let mut outcomes = Vec::with_capacity(writes.len());
         for (i, write) in writes.into_iter().enumerate() {

@@ -375,10 +375,11 @@ impl<S: Sql> SqlStore<S> {
         if transaction.is_read_only {
             return Err(Error::invalid("the transaction is read-only"));
         }
-        let touched = self.touched(&writes, true)?;
         let run: Run = &|text, params, max_bytes| transaction.inner.query(text, params, max_bytes);
         let apply = Apply { tables: &self.tables, run, strict: self.strict, now };
-        let result = make_missing(&self.tables, &touched, run)
+        let result = self
+            .touched(&writes, true)
+            .and_then(|touched| make_missing(&self.tables, &touched, run))
             .and_then(|_| apply.apply(writes, true))
             .and_then(|results| results.into_iter().collect());
         transaction.failed = result.is_err();

@@ -797,6 +797,15 @@ fn a_transaction_sees_its_own_writes_and_ends_as_it_is_told() {
     assert_eq!(after.kind, ErrorKind::InvalidArgument);
     assert_eq!(store.commit(transaction).unwrap_err().kind, ErrorKind::InvalidArgument);
     assert_eq!(fixture.get("requests", "r1").unwrap(), None);
+    // A collection that nobody configured fails the transaction as every other error of a write does.
+    let store = &mut fixture.store;
+    let mut transaction = store.begin(None, false).unwrap();
+    let write = put("requests", r#"{"request_id":"r1"}"#, Expectation::Any);
+    store.transaction_apply(&mut transaction, vec![write], NOW).unwrap();
+    let error = store.transaction_apply(&mut transaction, vec![remove("people", "a", Expectation::Any)], NOW);
+    assert_eq!(error.unwrap_err().kind, ErrorKind::InvalidArgument);
+    assert_eq!(store.commit(transaction).unwrap_err().kind, ErrorKind::InvalidArgument);
+    assert_eq!(fixture.get("requests", "r1").unwrap(), None);
 }
 
 #[test]
