@@ -33,3 +33,6 @@ mod capabilities;
 
 // Plugins that try what they may not do, and files that are no plugins.
 mod sandbox;
+
+// Random operations, the same on every strategy and on a reference in memory.
+mod model;
