@@ -105,6 +105,9 @@ pub mod migration;
 
 pub mod conformance;
 
+#[doc(hidden)]
+pub mod bare;
+
 pub mod cli;
 pub mod command;
 pub mod exit;

@@ -2,6 +2,7 @@
 //! ordinary commands, printed before they run ([`shell`]); what is built and where it lands is in [`artifacts`].
 
 mod artifacts;
+mod bench;
 mod check;
 mod data;
 mod demo;
@@ -24,6 +25,8 @@ usage: cargo xtask COMMAND
   ci                check, then test
   tidy              the rules that the compiler and clippy cannot check
   plugins           build the plugins into target/plugins
+  bench [--quick] [--only SUBJECT]
+                    measure, and write the tables of docs/performance.md
   dist              a release build of host and plugins in target/dist
   data machines --count N --out FILE [--seed N]
                     a document of N machines with their requests and templates
@@ -50,6 +53,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["ci"] => check::run_checks().and_then(|()| test::run_tests(&[])),
         ["tidy"] => tidy::run(),
         ["plugins"] => artifacts::build_plugins().map(drop),
+        ["bench", ref rest @ ..] => bench::run_benchmarks(rest),
         ["dist"] => dist::run(),
         ["data", ref rest @ ..] => data::run(rest),
         ["help" | "--help" | "-h"] => {

@@ -55,7 +55,9 @@ const TEMPORARY_SUFFIX: &str = ".tmp";
 /// A file's size, and a value that changes whenever its identity, size or times do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStat {
+    /// In bytes.
     pub size: u64,
+    /// See `wit/files.wit`.
     pub generation: u64,
 }
 

@@ -18,6 +18,7 @@ pub(crate) use sqlite::SqliteSettings;
 /// Which SQL the database speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
+    /// In a file.
     Sqlite,
     /// Not connected to yet.
     #[allow(dead_code)]
@@ -26,6 +27,7 @@ pub enum Dialect {
 
 /// A cell or a parameter.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
 pub enum SqlValue {
     Null,
     Boolean(bool),
@@ -43,13 +45,13 @@ pub enum SqlValue {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rows {
     /// Their names, in order; empty where no row came back.
-    pub(crate) columns: Vec<String>,
+    pub columns: Vec<String>,
     /// Row by row.
-    pub(crate) cells: Vec<SqlValue>,
+    pub cells: Vec<SqlValue>,
     /// Rows changed.
-    pub(crate) affected: u64,
+    pub affected: u64,
     /// Cut at the bound.
-    pub(crate) more: bool,
+    pub more: bool,
 }
 
 /// One database. Clones share its connections.
@@ -68,49 +70,49 @@ impl Database {
     }
 
     /// Which SQL it speaks.
-    pub(crate) fn dialect(&self) -> Dialect {
+    pub fn dialect(&self) -> Dialect {
         match &self.0 {
             Backend::Sqlite(_) => Dialect::Sqlite,
         }
     }
 
     /// Bytes of the database.
-    pub(crate) async fn size(&self) -> Result<Option<u64>> {
+    pub async fn size(&self) -> Result<Option<u64>> {
         match &self.0 {
             Backend::Sqlite(store) => store.size().map(Some),
         }
     }
 
     /// Closes every connection, in order: what lies in a log goes to the database. It opens again when it is used.
-    pub(crate) async fn close(&self) {
+    pub async fn close(&self) {
         match &self.0 {
             Backend::Sqlite(store) => store.close().await,
         }
     }
 
     /// Runs one statement by itself.
-    pub(crate) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+    pub async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &self.0 {
             Backend::Sqlite(store) => store.query(text, params, max_bytes).await,
         }
     }
 
     /// Begins a transaction. Every isolation is served by SQLite's only one, serializable.
-    pub(crate) async fn begin(&self, _isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
+    pub async fn begin(&self, _isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
         match &self.0 {
             Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin(read_only).await?))),
         }
     }
 
     /// Begins a transaction that writes, and that is durable after [`Database::sync`].
-    pub(crate) async fn begin_bulk(&self) -> Result<Transaction> {
+    pub async fn begin_bulk(&self) -> Result<Transaction> {
         match &self.0 {
             Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin_bulk().await?))),
         }
     }
 
     /// Makes bulk transactions durable that were committed.
-    pub(crate) async fn sync(&self) -> Result<()> {
+    pub async fn sync(&self) -> Result<()> {
         match &self.0 {
             Backend::Sqlite(store) => store.sync().await,
         }
@@ -126,21 +128,21 @@ enum Begun {
 
 impl Transaction {
     /// Runs one statement inside. After an error that ended the transaction in the database it can only be rolled back.
-    pub(crate) async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+    pub async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &mut self.0 {
             Begun::Sqlite(transaction) => transaction.query(text, params, max_bytes).await,
         }
     }
 
     /// Makes its changes durable.
-    pub(crate) async fn commit(self) -> Result<()> {
+    pub async fn commit(self) -> Result<()> {
         match self.0 {
             Begun::Sqlite(transaction) => transaction.commit().await,
         }
     }
 
     /// Undoes its changes.
-    pub(crate) async fn rollback(self) -> Result<()> {
+    pub async fn rollback(self) -> Result<()> {
         match self.0 {
             Begun::Sqlite(transaction) => transaction.rollback().await,
         }

@@ -1,0 +1,52 @@
+//! Contestants that take turns. A machine is busier at one moment than at another, so each round runs all of them, in an
+//! order that turns round, and it is compared within the round. The first round warms up and does not count.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+/// Prepares itself, does the work once, and says how long the work alone took.
+pub(crate) type Contestant<'a> = Box<dyn FnMut() -> Result<Duration> + 'a>;
+
+/// How long one contestant took, round by round.
+#[derive(Debug, Clone)]
+pub(crate) struct Times(Vec<Duration>);
+
+impl Times {
+    pub(crate) fn median_ms(&self) -> f64 {
+        median(self.0.iter().map(|time| time.as_secs_f64() * 1000.0).collect())
+    }
+
+    /// How many times as long as the other one it took: the median over the rounds.
+    pub(crate) fn ratio_to(&self, other: &Times) -> f64 {
+        median(self.0.iter().zip(&other.0).map(|(own, other)| own.as_secs_f64() / other.as_secs_f64()).collect())
+    }
+}
+
+/// Runs each contestant once a round.
+pub(crate) fn take_turns<const N: usize>(rounds: usize, mut contestants: [Contestant; N]) -> Result<[Times; N]> {
+    let mut times = [const { Vec::new() }; N];
+    for round in 0..=rounds {
+        for turn in 0..N {
+            let i = if round % 2 == 0 { turn } else { N - 1 - turn };
+            let took = contestants[i]()?;
+            if round > 0 {
+                times[i].push(took);
+            }
+        }
+    }
+    Ok(times.map(Times))
+}
+
+/// How long it takes, and what comes of it.
+pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
+    let started = Instant::now();
+    let value = work()?;
+    Ok((started.elapsed(), value))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}

@@ -1,0 +1,82 @@
+//! `cargo xtask bench`: release builds, the measurements of `bench/`, and their tables in `docs/performance.md`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::artifacts::{build_plugins, fresh_directory, host};
+use crate::deny::tools_directory;
+use crate::shell::{cargo, root, run, target_directory};
+
+/// Of `sqlite-utils`, the program that migrations are measured beside.
+const SQLITE_UTILS_VERSION: &str = "4.2.1";
+
+/// What stands between these in `docs/performance.md` is written here.
+const BEGIN: &str = "<!-- cargo xtask bench writes from here -->";
+const END: &str = "<!-- to here -->";
+
+/// Builds, measures and writes the tables down. `arguments` go to the program; of a short form, or of one subject, nothing is
+/// written down.
+pub(crate) fn run_benchmarks(arguments: &[&str]) -> Result<()> {
+    let plugins = build_plugins()?;
+    run(cargo()?.args(["build", "--release", "--package", "larder", "--package", "larder-bench"]))?;
+    let larder = host(true)?;
+
+    let work = root().join("target/bench");
+    fresh_directory(&work)?;
+    let out = work.join("tables.md");
+    let program = format!("larder-bench{}", std::env::consts::EXE_SUFFIX);
+    let mut bench = Command::new(target_directory()?.join("release").join(program));
+    bench.arg("--plugins").arg(plugins).arg("--larder").arg(larder).arg("--work").arg(&work).arg("--out").arg(&out);
+    match ensure_sqlite_utils() {
+        Ok(program) => drop(bench.arg("--sqlite-utils").arg(program)),
+        Err(error) => eprintln!("warning: sqlite-utils is missing and its rows will be too: {error:#}"),
+    }
+    // Where a bound is broken there are tables all the same.
+    let measured = run(bench.args(arguments));
+    let Ok(tables) = fs::read_to_string(&out) else { return measured };
+    if arguments.is_empty() {
+        let path = root().join("docs/performance.md");
+        let page = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        fs::write(&path, with_tables(&page, &tables)?).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("\n{} is up to date", path.display());
+    } else {
+        println!("\n{tables}");
+    }
+    measured
+}
+
+/// In a virtual environment of its own, made the first time.
+fn ensure_sqlite_utils() -> Result<PathBuf> {
+    let environment = tools_directory()?.join(format!("sqlite-utils-{SQLITE_UTILS_VERSION}"));
+    let program = environment.join("bin/sqlite-utils");
+    if Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return Ok(program);
+    }
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
+    let package = format!("sqlite-utils=={SQLITE_UTILS_VERSION}");
+    run(Command::new(environment.join("bin/python")).args(["-m", "pip", "install", "--quiet", &package]))?;
+    Ok(program)
+}
+
+fn with_tables(page: &str, tables: &str) -> Result<String> {
+    let Some((before, rest)) = page.split_once(BEGIN) else { bail!("the page lacks the line {BEGIN}") };
+    let Some((_, after)) = rest.split_once(END) else { bail!("the page lacks the line {END}") };
+    Ok(format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", tables.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_replace_what_stands_between_the_markers_and_nothing_else() {
+        let page = format!("# A\n\n{BEGIN}\nold\n{END}\n\nB\n");
+        let written = with_tables(&page, "| new |\n").unwrap();
+        assert_eq!(written, format!("# A\n\n{BEGIN}\n\n| new |\n\n{END}\n\nB\n"));
+        assert_eq!(with_tables(&written, "| new |").unwrap(), written);
+        assert!(with_tables("# A\n", "| new |").is_err());
+    }
+}
