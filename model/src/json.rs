@@ -19,15 +19,29 @@ const NUMBER_KEY: &str = "$serde_json::private::Number";
 ///
 /// Refused are, beside what is not JSON: duplicate member names, lone surrogates, nesting deeper than [`DEPTH_MAX`].
 pub fn parse(text: &[u8]) -> Result<Value> {
+    parse_within(text, DEPTH_MAX)
+}
+
+fn parse_within(text: &[u8], depth_max: usize) -> Result<Value> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = Exact { depth: 0 }.deserialize(&mut deserializer).map_err(refused)?;
+    let value = Exact { depth: 0, depth_max }.deserialize(&mut deserializer).map_err(refused)?;
     deserializer.end().map_err(refused)?;
     Ok(value)
 }
 
 /// Reads a JSON object as [`parse`] does.
 pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
-    match parse(text)? {
+    object(parse(text)?)
+}
+
+/// Reads what a strategy keeps beside its entities: an object in which members of an entity stand `levels` deeper than in
+/// the entity itself.
+pub fn parse_wrapping(text: &[u8], levels: usize) -> Result<Map<String, Value>> {
+    object(parse_within(text, DEPTH_MAX + levels)?)
+}
+
+fn object(value: Value) -> Result<Map<String, Value>> {
+    match value {
         Value::Object(map) => Ok(map),
         other => Err(Error::invalid(format!("an entity is a JSON object, not {}", type_name(&other)))),
     }
@@ -73,20 +87,21 @@ pub fn quoted(name: &str) -> String {
 /// Reads a value that stands inside `depth` arrays and objects.
 struct Exact {
     depth: usize,
+    depth_max: usize,
 }
 
 impl Exact {
     /// The reader of what stands one deeper.
     fn inner<E: serde::de::Error>(&self) -> std::result::Result<Exact, E> {
-        match self.depth < DEPTH_MAX {
-            true => Ok(Exact { depth: self.depth + 1 }),
-            false => Err(too_deep()),
+        match self.depth < self.depth_max {
+            true => Ok(Exact { depth: self.depth + 1, ..*self }),
+            false => Err(self.too_deep()),
         }
     }
-}
 
-fn too_deep<E: serde::de::Error>() -> E {
-    E::custom(format_args!("nested deeper than {DEPTH_MAX} levels"))
+    fn too_deep<E: serde::de::Error>(&self) -> E {
+        E::custom(format_args!("nested deeper than {} levels", self.depth_max))
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Exact {
@@ -135,8 +150,8 @@ impl<'de> Visitor<'de> for Exact {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> std::result::Result<Value, A::Error> {
         // Only after a NUMBER_KEY can it be: there, an object cannot be told from a number before its value.
-        if self.depth > DEPTH_MAX {
-            return Err(too_deep());
+        if self.depth > self.depth_max {
+            return Err(self.too_deep());
         }
         let mut map = Map::new();
         while let Some(name) = members.next_key::<String>()? {
@@ -144,7 +159,7 @@ impl<'de> Visitor<'de> for Exact {
                 return Err(A::Error::custom(format_args!("the member name {} stands twice", quoted(&name))));
             }
             let value = if name == NUMBER_KEY {
-                match members.next_value_seed(AfterNumberKey(Exact { depth: self.depth + 1 }))? {
+                match members.next_value_seed(AfterNumberKey(Exact { depth: self.depth + 1, ..self }))? {
                     NumberOr::Number(text) => return Ok(Value::Number(Number::from_string_unchecked(text))),
                     NumberOr::Value(value) => value,
                 }
@@ -337,6 +352,15 @@ mod tests {
             assert_eq!(compact(&value), spelt);
             assert_eq!(number::canonical(spelt), number::canonical(text));
         }
+    }
+
+    #[test]
+    fn what_wraps_members_may_be_deeper_by_its_own_levels() {
+        let nested = |levels: usize| format!("{}1{}", "{\"a\":".repeat(levels), "}".repeat(levels));
+        parse_object(nested(DEPTH_MAX).as_bytes()).unwrap();
+        assert!(parse_object(nested(DEPTH_MAX + 1).as_bytes()).is_err());
+        parse_wrapping(nested(DEPTH_MAX + 1).as_bytes(), 1).unwrap();
+        assert!(parse_wrapping(nested(DEPTH_MAX + 2).as_bytes(), 1).is_err());
     }
 
     #[test]

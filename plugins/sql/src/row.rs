@@ -176,7 +176,8 @@ pub(crate) fn entity(table: &Table, row: &[SqlValue]) -> Result<Entity> {
     };
     let own = |column: &str, cell: &SqlValue| match cell {
         SqlValue::Null => Ok(Map::new()),
-        SqlValue::Text(text) => json::parse_object(text.as_bytes()).map_err(|_| corrupt(column, "no JSON object")),
+        // A value stands one level deeper in its entry than in the entity.
+        SqlValue::Text(text) => json::parse_wrapping(text.as_bytes(), 1).map_err(|_| corrupt(column, "no JSON object")),
         _ => Err(corrupt(column, "no JSON object")),
     };
     let (mut extra, mut exact) = (own(EXTRA, extra)?, own(EXACT, exact)?);

@@ -262,6 +262,8 @@ fn an_entity_of_the_deepest_nesting_and_of_many_members_survives() {
     let deep = format!("{}{}", r#"{"a":"#.repeat(62), "1".to_owned() + &"}".repeat(62));
     for body in [
         format!(r#"{{"id":"deep","json":{deep},"x":{deep}}}"#),
+        // In columns that are not for it, and as deep as it can be.
+        format!(r#"{{"id":"deeper","text":[{deep}],"integer":[{deep}],"time":[{deep}]}}"#),
         format!(r#"{{"id":"many",{}}}"#, members.join(",")),
         format!(r#"{{"id":"large","text":"{}"}}"#, "x".repeat(8 << 20)),
     ] {
