@@ -9,6 +9,7 @@ mod demo;
 mod deny;
 mod dist;
 mod shell;
+mod soak;
 mod test;
 mod tidy;
 
@@ -21,6 +22,7 @@ usage: cargo xtask COMMAND
 
   demo              build everything and migrate the sample data from JSON to SQLite, in target/demo
   test [ARGS]       build everything and run all tests; ARGS go to `cargo test`
+  soak --seconds N  random operations on every strategy for N seconds, against a reference in memory
   check             formatting, tidy, dependencies, lints and documentation
   ci                check, then test
   tidy              the rules that the compiler and clippy cannot check
@@ -49,6 +51,7 @@ fn run(arguments: &[String]) -> Result<()> {
     match *arguments {
         ["demo"] => demo::run_demo(),
         ["test", ref rest @ ..] => test::run_tests(rest),
+        ["soak", ref rest @ ..] => soak::run(rest),
         ["check"] => check::run_checks(),
         ["ci"] => check::run_checks().and_then(|()| test::run_tests(&[])),
         ["tidy"] => tidy::run(),

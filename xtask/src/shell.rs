@@ -37,13 +37,18 @@ pub(crate) fn cargo() -> Result<Command> {
 
 /// Prints the command and runs it to its end, which has to be a success.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    println!("\n$ {}", shown(command));
+    announce(command);
     let name = program_name(command);
     let status = command.status().with_context(|| format!("{name} cannot be run"))?;
     if !status.success() {
         bail!("{name} failed: {status}");
     }
     Ok(())
+}
+
+/// Prints the command, for one that is run in another way.
+pub(crate) fn announce(command: &Command) {
+    println!("\n$ {}", shown(command));
 }
 
 /// What a successful command printed. The command itself is not shown.

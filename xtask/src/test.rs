@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything that the tests need, then the tests.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::artifacts::{build_plugins_and_guests, guests, host};
@@ -7,17 +9,24 @@ use crate::shell::{cargo, run};
 
 /// Builds and tests. `arguments` go to `cargo test` as they are; a package among them replaces the whole workspace.
 pub(crate) fn run_tests(arguments: &[&str]) -> Result<()> {
+    run(&mut built(arguments)?)
+}
+
+/// Builds everything; then the command that tests it is this one.
+pub(crate) fn built(arguments: &[&str]) -> Result<Command> {
     let (plugins, guest_directory) = build_plugins_and_guests()?;
     let packages = if names_packages(arguments) { Vec::new() } else { workspace()? };
     // The same selection as the tests', so that each dependency is built once, with one set of features.
     run(cargo()?.args(["build", "--bins", "--tests"]).args(workspace()?))?;
-    run(cargo()?
+    let mut command = cargo()?;
+    command
         .args(["test", "--no-fail-fast"])
         .args(packages)
         .args(arguments)
         .env("LARDER_TEST_PLUGINS", plugins)
         .env("LARDER_TEST_GUESTS", guest_directory)
-        .env("LARDER_TEST_BIN", host(false)?))
+        .env("LARDER_TEST_BIN", host(false)?);
+    Ok(command)
 }
 
 /// The arguments that select every package but the guests, which are no programs for this machine.
