@@ -44,7 +44,7 @@ struct Settings {
     /// Where the tables go.
     #[arg(long)]
     out: PathBuf,
-    /// Fewer entities and rounds: for trying things out, not for numbers.
+    /// Fewer entities and rounds: for trying things out, not for numbers, and no bound fails it.
     #[arg(long)]
     quick: bool,
     /// One subject alone.
@@ -80,8 +80,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every bound holds.
+/// Whether it may end well: every bound holds.
 fn run(settings: &Settings) -> Result<bool> {
+    let machine = report::machine();
     let runtime = Runtime::new()?;
     // Dropped outside of the runtime, a transaction could not roll back.
     let _entered = runtime.enter();
@@ -92,11 +93,12 @@ fn run(settings: &Settings) -> Result<bool> {
             sections.extend(measure(settings, &runtime).with_context(|| format!("cannot measure {name}"))?);
         }
     }
-    std::fs::write(&settings.out, report::markdown(&sections, settings.rounds()))
+    std::fs::write(&settings.out, report::markdown(&machine, &sections, settings.rounds()))
         .with_context(|| format!("cannot write {}", settings.out.display()))?;
     let broken: Vec<String> = sections.iter().flat_map(Section::broken).collect();
     for broken in &broken {
-        eprintln!("error: {broken}");
+        eprintln!("over its bound: {broken}");
     }
-    Ok(broken.is_empty())
+    // The short form is too short to judge.
+    Ok(settings.quick || broken.is_empty())
 }

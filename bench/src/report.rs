@@ -61,8 +61,8 @@ impl Section {
 }
 
 /// All tables, with the machine that they are of.
-pub(crate) fn markdown(sections: &[Section], rounds: usize) -> String {
-    let mut text = format!("{}; medians of {rounds} rounds.\n", machine());
+pub(crate) fn markdown(machine: &str, sections: &[Section], rounds: usize) -> String {
+    let mut text = format!("{machine}; medians of {rounds} rounds.\n");
     for section in sections {
         let (title, peer) = (section.title, section.peer);
         // Writing to a String cannot fail.
@@ -93,12 +93,15 @@ fn milliseconds(ms: f64) -> String {
     }
 }
 
-fn machine() -> String {
+/// What it was measured on. Asked for before anything is measured, so that the load is that of others.
+pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or(std::env::consts::ARCH, |(_, model)| model.trim());
     let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let (system, version) = (std::env::consts::OS, env!("CARGO_PKG_VERSION"));
-    format!("larder {version} on {} {system}, {cores} cores of {model}", &date[..10])
+    let loads = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = loads.split(' ').next().filter(|load| !load.is_empty()).unwrap_or("unknown");
+    format!("Larder {version} on {}; {system}, {cores} cores of {model}; load before: {load}", &date[..10])
 }
