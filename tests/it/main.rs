@@ -36,3 +36,6 @@ mod sandbox;
 
 // Random operations, the same on every strategy and on a reference in memory.
 mod model;
+
+// Random questions, answered by every strategy as by a list in memory.
+mod queries;

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: random operations on every strategy for as long as somebody wants to wait. The tests' model does
-//! the work (`tests/it/model.rs`); here it is told for how long, and what it did is added up.
+//! `cargo xtask soak`: random operations and questions on every strategy for as long as somebody wants to wait. The tests do
+//! the work (`tests/it/model.rs` and `tests/it/queries.rs`); here they are told for how long, and the operations are added up.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -16,7 +16,8 @@ const THREADS: &str = "--test-threads=32";
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let ["--seconds", seconds] = *arguments else { bail!("usage: cargo xtask soak --seconds N") };
     let seconds: u32 = seconds.parse().with_context(|| format!("{seconds} is no number of seconds"))?;
-    let mut command = test::built(&["-p", "larder-tests", "--test", "it", "--", "model::", "--nocapture", THREADS])?;
+    let mut command =
+        test::built(&["-p", "larder-tests", "--test", "it", "--", "model::", "queries::", "--nocapture", THREADS])?;
     command.env("LARDER_SOAK_SECONDS", seconds.to_string()).stdout(Stdio::piped());
     announce(&command);
     let mut child = command.spawn().context("cargo cannot be run")?;
