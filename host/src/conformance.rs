@@ -10,6 +10,7 @@
 mod bulk;
 mod check;
 mod entities;
+mod isolation;
 mod place;
 mod queries;
 mod reads;
@@ -81,8 +82,16 @@ macro_rules! conformance_cases {
             bulk::writing_nothing_is_no_error ["flush", "load", "apply"];
             transactions::a_transaction_sees_its_own_writes_and_happens_as_one_or_not_at_all ["begin", "transaction.get", "transaction.find", "transaction.apply", "transaction.commit", "transaction.rollback"];
             transactions::a_transaction_expects_as_any_write_does ["begin", "transaction.apply", "transaction.rollback"];
-            transactions::a_transaction_that_only_reads_refuses_to_write ["begin", "transaction.apply"];
             transactions::every_isolation_can_be_asked_for_or_is_refused ["begin", "transaction.commit"];
+            isolation::a_read_only_transaction_writes_nothing ["begin", "transaction.apply"];
+            isolation::a_transaction_that_is_left_holds_nothing ["begin", "transaction.apply"];
+            isolation::no_update_is_lost ["transaction.get", "transaction.apply", "transaction.commit"];
+            isolation::nothing_is_read_that_was_not_committed ["transaction.get", "transaction.rollback"];
+            isolation::what_was_read_is_read_again ["transaction.get"];
+            isolation::reads_of_several_entities_are_of_one_moment ["transaction.get"];
+            isolation::what_was_found_is_found_again ["transaction.find"];
+            isolation::decisions_do_not_cross ["transaction.get", "transaction.apply"];
+            isolation::a_read_only_transaction_sees_what_some_order_explains ["transaction.get"];
         }
     };
 }

@@ -85,7 +85,7 @@ fn the_program_tests_a_component_and_says_what_passed() {
 #[test]
 fn a_feature_that_is_not_declared_is_told_apart_from_one_that_works() {
     let folder = Folder::new("");
-    let (code, lines, _) = run(&folder, &[&path(guests().join("shelf.wasm")), "--case", "a_transaction_that_only"]);
+    let (code, lines, _) = run(&folder, &[&path(guests().join("shelf.wasm")), "--case", "a_transaction_sees"]);
     assert_eq!(code, 0);
     assert_eq!((&lines[0]["verdict"], &lines[0]["feature"]), (&"undeclared".into(), &"transactions".into()));
 }

@@ -9,7 +9,7 @@ use crate::query::Select;
 use crate::repository::Repository;
 
 /// Ends the case where there are no transactions, which `begin` then has to say.
-async fn needs_transactions(repository: &Repository) -> Checked {
+pub(super) async fn needs_transactions(repository: &Repository) -> Checked {
     if repository.plugin().description.features.transactions {
         return Ok(());
     }
@@ -88,19 +88,6 @@ pub(super) async fn a_transaction_expects_as_any_write_does(place: Place) -> Che
     ensure_eq!(transaction.save("templates", &body, Expectation::Absent).await?.1.version, 1);
     transaction.rollback().await?;
     ensure_eq!(stored(&repository, "templates", "a").await?["n"], 1);
-    Ok(())
-}
-
-pub(super) async fn a_transaction_that_only_reads_refuses_to_write(place: Place) -> Checked {
-    let repository = place.open().await?;
-    needs_transactions(&repository).await?;
-    save(&repository, "a", "").await?;
-    let mut reading = repository.begin(None, true).await?;
-    ensure!(reading.get("templates", &["a".to_owned()], false).await?[0].is_some());
-    let written = reading.save("templates", &template("b", ""), Expectation::Any).await;
-    refused(written, ErrorKind::InvalidArgument)?;
-    drop(reading);
-    ensure!(!is_stored(&repository, "b").await?);
     Ok(())
 }
 
