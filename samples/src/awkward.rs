@@ -80,7 +80,8 @@ fn body(random: &mut Random, n: usize, id: &str, values: &[String]) -> String {
 fn values() -> Vec<String> {
     let mut values: Vec<String> = NUMBERS.iter().chain(LITERALS).map(|text| text.to_string()).collect();
     values.extend(TEXTS.iter().chain(CONTROLS).map(|text| quote(text)));
-    values.push(quote(&"long text, ".repeat(2_000)));
+    // A megabyte.
+    values.push(quote(&"long text ".repeat(100_000)));
     values.push(quote(&"🦀".repeat(1_000)));
     // The entity itself is one level.
     values.push("[".repeat(NESTING_MAX - 1) + &"]".repeat(NESTING_MAX - 1));

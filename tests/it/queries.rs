@@ -343,21 +343,25 @@ fn written(filter: &Filter) -> Value {
 async fn run(test: &str, store: &str) {
     let given = setting("LARDER_TEST_SEED");
     let deadline = setting("LARDER_SOAK_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut asked = 0;
     loop {
         let seed = given.unwrap_or_else(|| RandomState::new().hash_one(Instant::now()));
-        ask_all(test, store, seed).await;
+        asked += ask_all(test, store, seed).await;
         if given.is_some() || deadline.is_none_or(|deadline| Instant::now() >= deadline) {
             break;
         }
     }
+    println!("questions to {test}: {asked}");
 }
 
-async fn ask_all(test: &str, store: &str, seed: u64) {
+/// How many questions were asked.
+async fn ask_all(test: &str, store: &str, seed: u64) -> usize {
     // Shown where the test fails.
     println!("run it again with LARDER_TEST_SEED={seed} cargo xtask test -p larder-tests -- queries::{test}");
     let random = &mut Random(seed);
     let folder = Folder::new(STORES);
     let repository = folder.open(store).await;
+    let mut asked_in_all = 0;
     for data in data(random) {
         data.load_into(&repository).await;
         let all = repository.query(data.collection, Select::default()).collect().await.expect("an answer");
@@ -404,5 +408,7 @@ async fn ask_all(test: &str, store: &str, seed: u64) {
             }
         }
         assert!(answered * 100 >= QUESTIONS * ANSWERED_PERCENT_MIN, "only {answered} questions had an answer");
+        asked_in_all += QUESTIONS;
     }
+    asked_in_all
 }
