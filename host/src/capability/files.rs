@@ -1168,10 +1168,8 @@ mod tests {
             let mut replacement = one.replacement("doc");
             let text = format!("{round:>9}").repeat(1 << 16);
             replacement.write(text.clone().into_bytes()).await.unwrap();
-            // Asked once, and given up: the work has begun.
-            let mut commit = Box::pin(replacement.commit(None, true));
-            assert!(tokio::time::timeout(Duration::ZERO, &mut commit).await.is_err());
-            drop(commit);
+            // Asked once, and given up: the work has begun, and on a slow day even ended.
+            let _ = tokio::time::timeout(Duration::ZERO, replacement.commit(None, true)).await;
             drop(lock);
 
             let deadline = Instant::now() + Duration::from_secs(10);
