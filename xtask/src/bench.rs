@@ -24,7 +24,8 @@ pub(crate) fn run_benchmarks(arguments: &[&str]) -> Result<()> {
     run(cargo()?.args(["build", "--release", "--package", "larder", "--package", "larder-bench"]))?;
     let larder = host(true)?;
 
-    let work = root().join("target/bench");
+    // Of this run alone: another one may be under way.
+    let work = root().join("target/bench").join(std::process::id().to_string());
     fresh_directory(&work)?;
     let out = work.join("tables.md");
     let program = format!("larder-bench{}", std::env::consts::EXE_SUFFIX);
@@ -36,7 +37,9 @@ pub(crate) fn run_benchmarks(arguments: &[&str]) -> Result<()> {
     }
     // Where a bound is broken there are tables all the same.
     let measured = run(bench.args(arguments));
-    let Ok(tables) = fs::read_to_string(&out) else { return measured };
+    let tables = fs::read_to_string(&out);
+    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
+    let Ok(tables) = tables else { return measured };
     if arguments.is_empty() {
         let path = root().join("docs/performance.md");
         let page = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
