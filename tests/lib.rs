@@ -33,7 +33,7 @@ pub fn on_every_strategy(example: impl AsyncFn(Repository) -> Result<(), Box<dyn
             if let Err(error) = example(repository).await {
                 panic!("on {strategy}: {error}");
             }
-            host.close().await;
+            assert!(host.close().await.is_empty(), "{strategy} does not close");
         });
     }
 }

@@ -79,6 +79,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Read what `export` printed; versions and times stay as they are.
     Import(ImportArgs),
+    /// Bring an earlier or damaged state of a store back, or print those that it keeps; what is there is kept beside it.
+    Restore(RestoreArgs),
     /// Look after stores.
     #[command(subcommand)]
     Stores(StoresCommand),
@@ -355,6 +357,16 @@ pub struct ImportArgs {
     pub store: StoreArg,
 }
 
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The restore point, by its name [default: print all, the newest first].
+    pub point: Option<String>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
 /// Commands about stores.
 #[derive(Debug, Subcommand)]
 pub enum StoresCommand {
@@ -365,6 +377,13 @@ pub enum StoresCommand {
         /// A name from `storage.stores`, or a strategy's name for its section [default: every store that is described].
         #[arg(long, value_name = "STORE")]
         store: Option<String>,
+    },
+    /// Leave a store as people and other programs expect to find it, with nothing beside it that a process left which was
+    /// killed. Other commands do so when they end.
+    Flush {
+        /// The store.
+        #[command(flatten)]
+        store: StoreArg,
     },
     /// Make the tables, indexes and files that are missing.
     Prepare {

@@ -13,6 +13,7 @@ mod migrate;
 mod patch;
 mod plugins;
 mod query;
+mod restore;
 mod save;
 mod stores;
 mod update;
@@ -80,7 +81,10 @@ pub fn run(cli: Cli) -> Result<()> {
     let done = runtime()?.block_on(async {
         let _too_large = outlive_file_size_limit();
         let done = dispatch(cli.command, &mut context).await;
-        context.host.close().await;
+        // What was acknowledged is safe without it, so the exit code is that of the command.
+        for problem in context.host.close().await {
+            output::warning(cli.format, &output::line(&problem));
+        }
         done
     });
     let finished = context.printer.finish();
@@ -124,6 +128,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<()> {
         Command::Apply(args) => apply::run(context, args).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Import(args) => import::run(context, args).await,
+        Command::Restore(args) => restore::run(context, args).await,
         Command::Stores(command) => stores::run(context, command).await,
         Command::Plugins(command) => plugins::run(context, command).await,
         Command::Config(command) => config::run(context, command).await,

@@ -48,6 +48,8 @@ macro_rules! conformance_cases {
             stores::an_unknown_collection_is_invalid_and_never_empty ["get", "find", "count", "scan", "apply", "load"];
             stores::what_open_says_of_rules_is_what_writes_meet ["open", "apply"];
             stores::an_entity_that_keeps_the_rules_breaks_none ["validate"];
+            stores::a_store_that_was_closed_has_everything_when_it_is_opened_again ["close", "flush", "get"];
+            stores::a_restore_point_brings_back_what_it_holds_and_an_unknown_one_nothing ["restore-points", "restore"];
             writes::a_save_creates_an_entity_or_replaces_the_whole_of_it ["apply", "get"];
             writes::a_save_takes_effect_only_where_its_expectation_holds ["apply"];
             writes::an_update_needs_a_stored_entity_of_the_expected_version ["apply"];

@@ -1,14 +1,14 @@
 //! A configuration brought to life: the engine, the plugins directory, and the stores that can be opened.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use crate::capability::{self, Lent};
 use crate::config::{self, Config, Store};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plugin::engine::Engine;
 use crate::plugin::{self, Plugin};
-use crate::repository::{Limits, Repository, Scrutiny};
+use crate::repository::{Kept, Limits, Repository, Scrutiny};
 
 /// Opens the stores of one configuration.
 pub struct Host {
@@ -16,8 +16,14 @@ pub struct Host {
     plugins_directory: PathBuf,
     engine: Engine,
     scrutiny: Scrutiny,
-    /// What was lent, to be given back in order.
-    lent: Mutex<Vec<Lent>>,
+    /// What was opened, to be closed in order.
+    opened: Mutex<Vec<Kept>>,
+    /// Of stores that were closed before anybody asked what came of it.
+    problems: Mutex<Vec<Error>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Host {
@@ -25,7 +31,8 @@ impl Host {
     pub fn new(config: Config, plugins_directory: Option<&Path>) -> Result<Host> {
         let plugins_directory = config.plugins_directory(plugins_directory)?;
         let engine = plugin::engine::new(config::compile_cache_directory().as_deref())?;
-        Ok(Host { config, plugins_directory, engine, scrutiny: Scrutiny::default(), lent: Mutex::default() })
+        let scrutiny = Scrutiny::default();
+        Ok(Host { config, plugins_directory, engine, scrutiny, opened: Mutex::default(), problems: Mutex::default() })
     }
 
     /// The same, with an eye on what its plugins do.
@@ -58,12 +65,22 @@ impl Host {
         plugin::load_file(&self.engine, path, self.config.plugins.component_bytes_max).await
     }
 
-    /// Closes what its stores hold open: an SQLite database is one file again. A repository that is used after that opens
-    /// what it needs anew.
-    pub async fn close(&self) {
-        let lent = std::mem::take(&mut *self.lent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        for lent in lent {
-            lent.close().await;
+    /// Closes the stores that it opened, as [`Repository::close`] does, and what they hold open: an SQLite database is one
+    /// file again. A repository that is used after that opens what it needs anew.
+    ///
+    /// Gives the errors of those that could not be closed. Nothing that was acknowledged depends on that.
+    pub async fn close(&self) -> Vec<Error> {
+        let opened = locked(&self.opened).clone();
+        for kept in opened {
+            self.close_one(kept).await;
+        }
+        locked(&self.opened).retain(Kept::is_used);
+        std::mem::take(&mut *locked(&self.problems))
+    }
+
+    async fn close_one(&self, kept: Kept) {
+        if let Err(problem) = kept.close().await {
+            locked(&self.problems).push(problem);
         }
     }
 
@@ -77,8 +94,12 @@ impl Host {
         let plugin = self.plugin(&store.strategy).await?;
         config::check_section(&store.strategy, &store.section.clone().into(), &plugin.description.config_schema)?;
         store.check_paths()?;
+        // So that a program that opens stores again and again does not gather those that it is done with.
+        let unused: Vec<Kept> = locked(&self.opened).extract_if(.., |kept| !kept.is_used()).collect();
+        for kept in unused {
+            self.close_one(kept).await;
+        }
         let lent = Lent::new(&store.grants, self.config.plugins.call_timeout)?;
-        self.lent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(lent.clone());
         let pre = capability::link(&self.engine, &plugin, &store)?;
         let settings = &self.config.plugins;
         let limits = Limits {
@@ -88,6 +109,16 @@ impl Host {
             scanned_entities_max: settings.scanned_entities_max,
         };
         let collections = self.config.collections().to_vec();
-        Repository::open(&store, plugin, pre, lent, collections, limits, self.scrutiny.clone()).await
+        let scrutiny = self.scrutiny.clone();
+        match Repository::open(&store, plugin, pre, lent.clone(), collections, limits, scrutiny).await {
+            Ok(repository) => {
+                locked(&self.opened).push(repository.kept());
+                Ok(repository)
+            }
+            Err(error) => {
+                lent.close().await;
+                Err(error)
+            }
+        }
     }
 }

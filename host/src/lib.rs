@@ -76,7 +76,11 @@
 //! assert_eq!(repository.count("machines", Some(&format!("request_id={request_id}").parse()?)).await?, 2);
 //! # let unknown = json!({"request_id": "r", "template_id": "none", "machine_count": 1});
 //! # assert!(create_request(&repository, unknown.as_object().unwrap()).await.is_err());
-//! host.close().await;
+//!
+//! // Every store is left as people and other programs expect to find it.
+//! for problem in host.close().await {
+//!     eprintln!("{problem}");
+//! }
 //! # }
 //! # Ok(()) }
 //! ```

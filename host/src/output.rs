@@ -128,6 +128,11 @@ pub fn error(format: Format, error: &Error) {
     }
 }
 
+/// An error with its causes in one line.
+pub fn line(error: &Error) -> String {
+    std::iter::once(&error.message).chain(&error.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
+}
+
 /// An error as one JSON object.
 pub fn error_value(error: &Error) -> Value {
     let mut value = Map::new();

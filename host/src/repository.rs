@@ -4,10 +4,33 @@
 //! believes nothing that comes back: ids must be the ones asked for, bodies must be JSON objects under their own key. What
 //! a strategy leaves of a query is filtered and sorted here ([`crate::query`]).
 
+/// Calls an export on a leased instance, and again after `busy`. A macro, because the arguments are borrowed over the
+/// repetition and a closure cannot say so.
+macro_rules! call {
+    ($store:expr, $operation:literal, |$guest:ident, $context:ident| $call:expr) => {{
+        let deadline = Instant::now() + $store.limits.call_timeout;
+        let mut waited = None;
+        loop {
+            let mut lease = $store.lease(deadline).await?;
+            let ended = {
+                let ($guest, $context) = lease.instance.parts();
+                tokio::time::timeout_at(deadline, $call).await
+            };
+            // Whatever the call made of the lock that was waited for, it needs no reserve any more.
+            drop(waited.take());
+            match $store.settle(lease, $operation, ended, deadline).await? {
+                Settled::Value(value) => break value,
+                Settled::Again(lock) => waited = Some(lock),
+            }
+        }
+    }};
+}
+
+mod leaving;
 mod transaction;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use larder_model::filter::{self, Filter};
@@ -35,6 +58,8 @@ const REWRITES_MAX: u32 = 16;
 /// Bytes of bodies in one reply: large enough that a crossing costs nothing beside its content.
 pub(crate) const PAGE_BYTES_MAX: u32 = 4 << 20;
 
+pub(crate) use leaving::Kept;
+use leaving::Use;
 pub use transaction::Transaction;
 
 /// What a call may take.
@@ -64,7 +89,7 @@ pub(crate) struct Scrutiny {
 impl Scrutiny {
     fn note(&self, operation: &'static str) {
         if let Some(called) = &self.called {
-            called.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(operation);
+            locked(called).insert(operation);
         }
     }
 }
@@ -155,6 +180,7 @@ impl Scrutiny {
 #[derive(Clone)]
 pub struct Repository {
     store: Arc<Store>,
+    used: Arc<Use>,
 }
 
 struct Store {
@@ -208,30 +234,22 @@ impl Drop for Reserve {
     }
 }
 
-/// Calls an export on a leased instance, and again after `busy`. A macro, because the arguments are borrowed over the
-/// repetition and a closure cannot say so.
-macro_rules! call {
-    ($store:expr, $operation:literal, |$guest:ident, $context:ident| $call:expr) => {{
-        let deadline = Instant::now() + $store.limits.call_timeout;
-        let mut waited = None;
-        loop {
-            let mut lease = $store.lease(deadline).await?;
-            let ended = {
-                let ($guest, $context) = lease.instance.parts();
-                tokio::time::timeout_at(deadline, $call).await
-            };
-            // Whatever the call made of the lock that was waited for, it needs no reserve any more.
-            drop(waited.take());
-            match $store.settle(lease, $operation, ended, deadline).await? {
-                Settled::Value(value) => break value,
-                Settled::Again(lock) => waited = Some(lock),
-            }
-        }
-    }};
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Store {
     async fn lease(&self, deadline: Instant) -> Result<Lease> {
+        let (seat, idle) = self.seat(deadline).await?;
+        let instance = match idle {
+            Some(instance) => instance,
+            None => self.open_instance(deadline).await?,
+        };
+        Ok(Lease { instance, seat })
+    }
+
+    /// A place for a call, and the instance that waits there, if one does.
+    async fn seat(&self, deadline: Instant) -> Result<(Seat, Option<Instance>)> {
         let late = || {
             Error::contract(
                 ErrorKind::Timeout,
@@ -242,23 +260,16 @@ impl Store {
             Seats::One(seat) => {
                 let mut guard =
                     tokio::time::timeout_at(deadline, seat.clone().lock_owned()).await.map_err(|_| late())?;
-                let instance = match guard.take() {
-                    Some(instance) => instance,
-                    None => self.open_instance(deadline).await?,
-                };
-                Ok(Lease { instance, seat: Seat::One(guard) })
+                let instance = guard.take();
+                Ok((Seat::One(guard), instance))
             }
             Seats::Many { idle, permits } => {
                 let permit = tokio::time::timeout_at(deadline, permits.clone().acquire_owned())
                     .await
                     .map_err(|_| late())?
                     .map_err(|_| late())?;
-                let waiting = idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
-                let instance = match waiting {
-                    Some(instance) => instance,
-                    None => self.open_instance(deadline).await?,
-                };
-                Ok(Lease { instance, seat: Seat::Many { _permit: permit } })
+                let instance = locked(idle).pop();
+                Ok((Seat::Many { _permit: permit }, instance))
             }
         }
     }
@@ -270,7 +281,7 @@ impl Store {
         match (lease.seat, &self.seats) {
             (Seat::One(mut guard), _) => *guard = Some(lease.instance),
             (Seat::Many { _permit }, Seats::Many { idle, .. }) => {
-                idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(lease.instance);
+                locked(idle).push(lease.instance);
             }
             (Seat::Many { .. }, Seats::One(_)) => unreachable!("a lease goes back to where it came from"),
         }
@@ -365,7 +376,14 @@ impl Store {
 
     /// An error of the strategy's, with what a person can do about it.
     fn advised(&self, error: larder_model::Error) -> Error {
-        let hint = self.lent.advice(&error);
+        let name = &self.name;
+        let hint = match error.kind {
+            ErrorKind::Corrupt => Some(format!(
+                "`larder stores check --store {name}` looks at all of it, and `larder restore --store {name}` prints the \
+                 states that can be brought back, if it keeps any"
+            )),
+            _ => self.lent.advice(&error),
+        };
         Error { hint, ..error.into() }
     }
 
@@ -439,7 +457,7 @@ impl Repository {
         let store = Store { name, plugin, pre, lent, section, collections, limits, scrutiny, seats, opened };
         let lease = store.lease(Instant::now() + limits.call_timeout).await?;
         store.release(lease);
-        Ok(Repository { store: Arc::new(store) })
+        Ok(Repository::new(store))
     }
 
     /// The store's name in the configuration.

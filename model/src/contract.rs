@@ -417,6 +417,15 @@ pub struct Opened {
     pub warnings: Vec<String>,
 }
 
+/// A state of a store that can be made its content again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorePoint {
+    /// What `restore` takes.
+    pub name: String,
+    /// A sentence for a person: of what time it is, what it holds, what was damaged.
+    pub description: String,
+}
+
 /// What `load` does with an entity that is stored already with other content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {

@@ -64,6 +64,7 @@ fn help_and_version_need_no_configuration() {
         "apply",
         "export",
         "import",
+        "restore",
         "stores",
         "plugins",
         "config",
@@ -551,6 +552,33 @@ fn stores_are_listed_checked_and_prepared() {
 }
 
 #[test]
+fn a_store_without_restore_points_says_so() {
+    let folder = folder();
+    save(&folder, "tables", "a", "");
+    says(&folder.larder(&["restore", "--store", "tables"]).exits(0), "store `tables` has no restore points\n");
+    let expected = "error: there is no restore point `yesterday`\n\n\
+                    hint: `larder restore --store tables` lists the restore points\n";
+    says(&folder.larder(&["restore", "yesterday", "--store", "tables"]).exits(1), expected);
+    assert_eq!(folder.larder(&["count", "templates", "--store", "tables"]).stdout, "1\n");
+}
+
+#[test]
+fn a_store_that_is_flushed_stays_as_it_is_and_one_that_is_not_there_is_not_made() {
+    let folder = folder();
+    for (store, file) in [("json", DOCUMENT), ("tables", "tables.db")] {
+        let flush = || folder.larder(&["stores", "flush", "--store", store]).exits(0);
+        assert_eq!(flush().stdout, format!("flushed store `{store}`\n"));
+        assert!(!folder.has(file), "nothing was made");
+        save(&folder, store, "a", "");
+        flush();
+        assert_eq!(folder.larder(&["count", "templates", "--store", store]).stdout, "1\n");
+    }
+    let run = folder.larder(&["stores", "flush", "--format", "json"]).exits(0);
+    assert_eq!(run.stdout, "{\"store\":\"json\",\"flushed\":true}\n");
+    folder.larder(&["stores", "flush", "--store", "nothing"]).exits(2);
+}
+
+#[test]
 fn plugins_are_listed_and_inspected() {
     let folder = folder();
     let run = folder.larder(&["plugins", "list"]).exits(0);
@@ -754,6 +782,10 @@ fn a_corrupt_document_is_named_with_its_place_and_never_touched() {
     assert!(run.stdout.contains("at line 3 column 30"), "{run:#?}");
     let error = object(folder.larder(&["get", "templates", "a", "--format", "json"]).exits(5).stderr);
     assert_eq!((&error["kind"], &error["retry"]), (&"corrupt".into(), &"never".into()));
+    for command in ["larder stores check --store json", "larder restore --store json"] {
+        assert!(error["hint"].as_str().unwrap().contains(command), "{error:?}");
+    }
+    assert!(run.stderr.contains("hint: `larder restore --store json` prints"), "{run:#?}");
     // Half a document, as a crash of another program leaves it, and none at all.
     for damaged in ["{\"templates\": {\"a\": {\"template_id\": \"a\"", "", "[]", "\0\0\0\0"] {
         folder.write(DOCUMENT, damaged);

@@ -594,6 +594,50 @@ fn a_target_that_lies_about_what_it_stored_is_found_out() {
     }
 }
 
+#[test]
+fn a_store_that_cannot_be_closed_is_a_warning_and_the_answer_stands() {
+    let get = ["get", "templates", "answer", "--store", "hostile"];
+    for (lie, code, message) in [
+        ("close", 4, "store `hostile` could not be closed: the door \\u{1b}[31mjams"),
+        ("panic at the end", 3, "store `hostile` could not be closed: plugin `puppet` trapped in close: "),
+    ] {
+        let folder = lying(lie);
+        let run = larder(&folder, &get, "").exits(0);
+        assert_eq!(run.stdout.lines().count(), 1, "{run:#?}");
+        let [warning] = run.stderr.lines().collect::<Vec<_>>()[..] else { panic!("one line: {run:#?}") };
+        let warning: Value = serde_json::from_str(warning).expect("JSON");
+        assert!(warning["warning"].as_str().expect("text").starts_with(message), "{warning}");
+        // Where closing is all that was asked for, that it failed is the answer.
+        let run = larder(&folder, &["stores", "flush", "--store", "hostile"], "").exits(code);
+        assert_eq!((run.stdout.as_str(), errors(&run).len(), run.stderr.lines().count()), ("", 1, 1), "{run:#?}");
+    }
+    assert_eq!(larder(&lying("nothing"), &get, "").exits(0).stderr, "");
+}
+
+#[test]
+fn restore_points_are_printed_and_restored_and_those_that_cannot_be_named_are_not_believed() {
+    let honest = lying("nothing");
+    let restore = ["restore", "--store", "hostile"];
+    let text = |arguments: &[&str]| {
+        honest.larder(&[&["--plugins", "plugins", "restore", "--store", "hostile"][..], arguments].concat())
+    };
+    assert_eq!(text(&[]).exits(0).stdout, "POINT  DESCRIPTION\nnoon   as it \\u{1b}[2Jwas\n");
+    assert_eq!(text(&["noon"]).exits(0).stdout, "put \\u{1b}[2Jthe hands back\nwound the clock\n");
+    let run = larder(&honest, &restore, "").exits(0);
+    let point: Value = serde_json::from_str(&run.stdout).expect("one JSON object");
+    assert_eq!((&point["point"], point["description"].is_string()), (&"noon".into(), true));
+    let run = larder(&honest, &["restore", "noon", "--store", "hostile"], "").exits(0);
+    let done: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((done.len(), &done[1]["done"], &done[1]["point"]), (2, &"wound the clock".into(), &"noon".into()));
+    let error = fails(&honest, &["restore", "dusk", "--store", "hostile"], "", 1, "not-found");
+    says(&error, "hint", &["larder restore --store hostile"]);
+
+    for lie in ["one point twice", "a point of no name"] {
+        let error = fails(&lying(lie), &restore, "", 5, "corrupt");
+        says(&error, "message", &["a restore point of no usable name, or two of one"]);
+    }
+}
+
 // Files that are no plugins.
 
 #[test]

@@ -1,4 +1,4 @@
-//! `larder stores`: what is configured, whether it works, and making what is missing.
+//! `larder stores`: what is configured, whether it works, making what is missing, and putting in order what was left.
 
 use serde_json::{Map, Value, json};
 
@@ -13,6 +13,7 @@ pub(super) async fn run(context: &mut Context, command: StoresCommand) -> Result
     match command {
         StoresCommand::List => list(context),
         StoresCommand::Check { store } => check(context, store).await,
+        StoresCommand::Flush { store } => flush(context, store.store.as_deref()).await,
         StoresCommand::Prepare { dry_run, store } => prepare(context, store.store.as_deref(), dry_run).await,
     }
 }
@@ -80,10 +81,14 @@ async fn check(context: &mut Context, store: Option<String>) -> Result<()> {
 fn usable(name: &str, findings: &Map<String, Value>) -> Result<()> {
     use crate::error::{Error, Kind};
     use crate::model::ErrorKind;
-    for (property, kind) in [("reachable", ErrorKind::Unavailable), ("readable", ErrorKind::Corrupt)] {
-        if findings.get(property) == Some(&Value::Bool(false)) {
-            return Err(Error::contract(kind, format!("store `{name}` is not {property}")));
-        }
+    let is_not = |property| findings.get(property) == Some(&Value::Bool(false));
+    if is_not("reachable") {
+        return Err(Error::contract(ErrorKind::Unavailable, format!("store `{name}` is not reachable")));
+    }
+    if is_not("readable") {
+        return Err(Error::contract(ErrorKind::Corrupt, format!("store `{name}` is not readable")).hint(format!(
+            "`larder restore --store {name}` prints the states that can be brought back, if it keeps any"
+        )));
     }
     let is_error = |finding: &Value| finding.get("level").and_then(Value::as_str) == Some("error");
     if findings.get("findings").and_then(Value::as_array).is_some_and(|list| list.iter().any(is_error)) {
@@ -130,4 +135,12 @@ async fn prepare(context: &mut Context, store: Option<&str>, dry_run: bool) -> R
         context.printer.result(text, &json!({ "store": repository.name(), "dry_run": dry_run, "made": line }))?;
     }
     Ok(())
+}
+
+/// An instance was started to open the store, and closing it is all that there is to do.
+async fn flush(context: &mut Context, store: Option<&str>) -> Result<()> {
+    let repository = context.open(store).await?;
+    repository.close().await?;
+    let name = repository.name();
+    context.printer.result(format!("flushed store `{name}`"), &json!({ "store": name, "flushed": true }))
 }

@@ -167,7 +167,9 @@ impl Place {
         }
         let hosts = std::mem::take(&mut *locked(&self.inner.hosts));
         for host in hosts {
-            host.close().await;
+            if let Some(problem) = host.close().await.into_iter().next() {
+                return Err(problem.into());
+            }
         }
         Ok(())
     }
@@ -218,7 +220,9 @@ pub(super) async fn check_usable(subject: &Subject) -> Result<()> {
     }
     let hosts = std::mem::take(&mut *locked(&place.inner.hosts));
     for host in hosts {
-        host.close().await;
+        if let Some(problem) = host.close().await.into_iter().next() {
+            return Err(problem);
+        }
     }
     Ok(())
 }

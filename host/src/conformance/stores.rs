@@ -152,3 +152,63 @@ pub(super) async fn an_entity_that_keeps_the_rules_breaks_none(place: Place) -> 
     ensure_eq!(repository.count("templates", None).await?, 0, "entities that validate wrote");
     Ok(())
 }
+
+pub(super) async fn a_store_that_was_closed_has_everything_when_it_is_opened_again(place: Place) -> Checked {
+    let (repository, other) = (place.open().await?, place.open().await?);
+    repository.close().await?;
+    if let Some(files) = place.files() {
+        ensure_eq!(files, Vec::<String>::new(), "files that were made by closing");
+    }
+    for n in 1..=3 {
+        ensure_eq!(save(&repository, "a", &format!(r#","n":{n}"#)).await?, n);
+    }
+    save(&repository, "gone", "").await?;
+    repository.delete("templates", "gone", None).await?;
+    ensure_eq!(repository.load("templates", vec![loadable("loaded", "")], Existing::Fail).await?.written, 1);
+    repository.flush().await?;
+    repository.close().await?;
+    repository.close().await?;
+    for handle in [&repository, &other, &place.open().await?] {
+        ensure_eq!(stored(handle, "templates", "a").await?["n"], 3);
+        ensure!(is_stored(handle, "loaded").await?, "what was loaded is not there");
+        ensure!(!is_stored(handle, "gone").await?, "what was deleted is there");
+    }
+    // Both write on, and each sees what the other one closed.
+    ensure_eq!(save(&other, "a", r#","n":4"#).await?, 4);
+    other.close().await?;
+    ensure_eq!(save(&repository, "a", r#","n":5"#).await?, 5);
+    repository.close().await?;
+    ensure_eq!(stored(&other, "templates", "a").await?["n"], 5);
+    Ok(())
+}
+
+pub(super) async fn a_restore_point_brings_back_what_it_holds_and_an_unknown_one_nothing(place: Place) -> Checked {
+    let repository = place.open().await?;
+    refused(repository.restore("no such point").await, ErrorKind::NotFound)?;
+    if !place.is_shared() {
+        ensure_eq!(repository.restore_points().await?, Vec::new(), "points of a store that is not there yet");
+    }
+    if let Some(files) = place.files() {
+        ensure_eq!(files, Vec::<String>::new(), "files that were made by asking");
+    }
+    for n in 1..=3 {
+        save(&repository, "a", &format!(r#","n":{n}"#)).await?;
+    }
+    let points = repository.restore_points().await?;
+    ensure_eq!(repository.restore_points().await?, points, "the points, asked for again");
+    refused(repository.restore("no such point").await, ErrorKind::NotFound)?;
+    ensure_eq!(stored(&repository, "templates", "a").await?["n"], 3);
+    // A strategy may keep none.
+    let Some(newest) = points.first() else { return Ok(()) };
+    let done = repository.restore(&newest.name).await?;
+    ensure!(!done.is_empty(), "a restore does not say what it did");
+    if is_stored(&repository, "a").await? {
+        let n = &stored(&repository, "templates", "a").await?["n"];
+        ensure!((1..=3).any(|written| *n == written), "after a restore there is what was never written: {n}");
+    }
+    let count = repository.count("templates", None).await?;
+    ensure_eq!(place.open().await?.count("templates", None).await?, count, "what another handle counts");
+    save(&repository, "b", "").await?;
+    ensure_eq!(repository.count("templates", None).await?, count + 1);
+    Ok(())
+}

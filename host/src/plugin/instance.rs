@@ -100,7 +100,7 @@ pub(crate) fn arm(store: &mut Store<State>) {
 /// Calls that change something: where one does not come back, nobody knows how far it got.
 fn retry_of(operation: &str) -> Retry {
     match operation {
-        "apply" | "load" | "prepare" | "flush" | "transaction.commit" => Retry::UnknownOutcome,
+        "apply" | "load" | "prepare" | "flush" | "close" | "restore" | "transaction.commit" => Retry::UnknownOutcome,
         _ => Retry::Never,
     }
 }

@@ -131,7 +131,7 @@ impl Repository {
                 }
                 Ok(Ok(Err(error))) => {
                     store.release(lease);
-                    return Err(clean(error).into());
+                    return Err(store.advised(clean(error)));
                 }
                 Ok(Err(error)) => {
                     let state = lease.instance.store.data();

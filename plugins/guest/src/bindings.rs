@@ -121,6 +121,22 @@ impl<P: Plugin> wit::Guest for Exports<P> {
         with_open::<P, _>(|store| store.flush())
     }
 
+    fn close() -> Result<(), types::Error> {
+        with_open::<P, _>(|store| store.close())
+    }
+
+    fn restore_points() -> Result<Vec<wit::RestorePoint>, types::Error> {
+        with_open::<P, _>(|store| {
+            let point_out =
+                |point: model::RestorePoint| wit::RestorePoint { name: point.name, description: point.description };
+            Ok(store.restore_points()?.into_iter().map(point_out).collect())
+        })
+    }
+
+    fn restore(name: String) -> Result<Vec<String>, types::Error> {
+        with_open::<P, _>(|store| store.restore(&name))
+    }
+
     fn get(collection: String, ids: Vec<String>) -> Result<Vec<Option<types::Entity>>, types::Error> {
         with_open::<P, _>(|store| Ok(found_out(store.get(&collection, &ids)?)))
     }

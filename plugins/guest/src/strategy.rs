@@ -1,8 +1,8 @@
 //! The contract as a Rust trait. `wit/repository.wit` specifies each function; what is said there is not repeated.
 
 use larder_model::{
-    Batch, Collection, Description, Entity, Existing, Isolation, Loaded, Opened, Outcome, Page, Query, Result,
-    Violation, Write, filter::Filter,
+    Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Isolation, Loaded, Opened, Outcome, Page,
+    Query, RestorePoint, Result, Violation, Write, filter::Filter, json::quoted,
 };
 
 /// A strategy: an open store in one instance.
@@ -19,6 +19,18 @@ pub trait Strategy: Sized {
     /// Findings as one JSON object.
     fn check(&mut self) -> Result<String>;
     fn flush(&mut self) -> Result<()>;
+    /// Without one of its own, a strategy leaves nothing that would have to be put in order.
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Without one of its own, a strategy keeps none.
+    fn restore_points(&mut self) -> Result<Vec<RestorePoint>> {
+        Ok(Vec::new())
+    }
+    /// Without one of its own, a strategy has no point of any name.
+    fn restore(&mut self, name: &str) -> Result<Vec<String>> {
+        Err(Error::new(ErrorKind::NotFound, format!("there is no restore point {}", quoted(name))))
+    }
 
     fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>>;
     fn find(&mut self, collection: &str, query: &Query) -> Result<Page>;

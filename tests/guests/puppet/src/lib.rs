@@ -7,7 +7,7 @@
 use larder_guest::{FileStat, Files, LockMode, Sql, SqlTransaction, SqlValue, Strategy};
 use larder_model::{
     Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Features, Isolation, Loaded, Opened, Outcome,
-    Page, Query, Result, Violation, Write, filter::Filter, json,
+    Page, Query, RestorePoint, Result, Violation, Write, filter::Filter, json,
 };
 use serde_json::{Value, json};
 
@@ -213,6 +213,30 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
 
     fn flush(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        match self.lie.as_str() {
+            "close" => Err(Error::new(ErrorKind::Unavailable, "the door \u{1b}[31mjams")),
+            "panic at the end" => panic!("on the way out"),
+            _ => Ok(()),
+        }
+    }
+
+    fn restore_points(&mut self) -> Result<Vec<RestorePoint>> {
+        let point = |name: &str| RestorePoint { name: name.to_owned(), description: "as it \u{1b}[2Jwas".to_owned() };
+        Ok(match self.lie.as_str() {
+            "one point twice" => vec![point("noon"), point("noon")],
+            "a point of no name" => vec![point("no\non")],
+            _ => vec![point("noon")],
+        })
+    }
+
+    fn restore(&mut self, name: &str) -> Result<Vec<String>> {
+        match name {
+            "noon" => Ok(vec!["put \u{1b}[2Jthe hands back".to_owned(), "wound the clock".to_owned()]),
+            _ => Err(Error::new(ErrorKind::NotFound, format!("there is no restore point {}", json::quoted(name)))),
+        }
     }
 
     fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
