@@ -430,8 +430,7 @@ fn measure_others(settings: &Settings, runtime: &Runtime, data: &Data, kind: Kin
         data.load_referenced(&mut **side)?;
         data.load_machines(&mut **side)?;
     }
-    // A json store writes the whole document with each save.
-    let (gets, saves) = if kind == Kind::Json { (1000, 3) } else { (1000, 50) };
+    let (gets, saves) = (1000, 50);
     let pending = filter::parse_expression("status=PENDING")?;
     let is_pending = |machine: &&Entity| machine.body.windows(9).any(|window| window == b"\"PENDING\"");
     let pending_count = data.machines.iter().filter(is_pending).count() as u64;

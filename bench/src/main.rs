@@ -1,12 +1,14 @@
 //! Measures larder beside what it is held against, in one run on one machine: `cargo xtask bench`.
 //!
 //! - [`boundary`]: the same strategy natively and as a component, and beside one `INSERT` a row.
+//! - [`documents`]: what the `json` strategy promises: flat saves, shared syncs, warm reads, opening, memory.
 //! - [`migration`]: the program beside another one, as whole processes.
 //!
 //! A subject is one file with a function that gives tables ([`report::Section`]), and is listed in `SUBJECTS`. How contestants take turns is in
 //! [`measure`], what is printed in [`report`], and [`native`] lends a strategy what a component is lent.
 
 mod boundary;
+mod documents;
 mod measure;
 mod migration;
 mod native;
@@ -24,7 +26,8 @@ use report::Section;
 /// What a subject is called, and what measures it.
 type Subject = (&'static str, fn(&Settings, &Runtime) -> Result<Vec<Section>>);
 
-const SUBJECTS: &[Subject] = &[("boundary", boundary::measure), ("migration", migration::measure)];
+const SUBJECTS: &[Subject] =
+    &[("boundary", boundary::measure), ("json", documents::measure), ("migration", migration::measure)];
 
 /// Where things are, and how long to measure.
 #[derive(Debug, Parser)]

@@ -191,14 +191,18 @@ async fn save_seed(repository: &Repository) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_file_holds_every_collection_as_people_write_it() {
     let place = Place::new("single");
-    save_seed(&place.open().await).await;
+    let repository = place.open().await;
+    save_seed(&repository).await;
+    repository.close().await.unwrap();
     assert_eq!(without_stamps(&place.folder.read("single/request_database.json")), seed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn split_files_hold_one_collection_each() {
     let place = Place::new("split");
-    save_seed(&place.open().await).await;
+    let repository = place.open().await;
+    save_seed(&repository).await;
+    repository.close().await.unwrap();
     for collection in ["templates", "requests", "machines"] {
         let document = place.folder.read(&format!("split/{collection}.json"));
         assert_eq!(without_stamps(&document), seed()[collection]);
@@ -217,6 +221,7 @@ async fn a_document_that_others_wrote_is_read_and_what_is_not_configured_is_kept
     assert_same_object(&found.body, r#"{"template_id": "a", "n": 1}"#);
 
     save(&repository, "b", "").await;
+    repository.close().await.unwrap();
     let document = object(place.folder.read("single/request_database.json"));
     assert_eq!(document["people"].to_string(), r#"{"p":{"any":[1.50,"thing"]}}"#, "digit for digit");
     assert_eq!(document["note"], "no collection at all");
@@ -227,6 +232,16 @@ async fn a_document_that_others_wrote_is_read_and_what_is_not_configured_is_kept
     save(&repository, "c", "").await;
     assert_eq!(object(get(&repository, "a").await)["n"], 2);
     assert!(!is_stored(&repository, "b").await);
+
+    // Now the journal has a commit that the document has not: nobody but a person can say what is meant.
+    place.folder.write("single/request_database.json", written);
+    let error = refused(repository.get("templates", &["a".into()]).await, ErrorKind::Corrupt);
+    assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("larder restore")), "{error:?}");
+    let points: Vec<_> = repository.restore_points().await.unwrap().into_iter().map(|point| point.name).collect();
+    assert_eq!(points[..2], ["request_database.json+journal", "request_database.json"]);
+    repository.restore(&points[0]).await.unwrap();
+    assert_eq!(object(get(&repository, "a").await)["n"], 1);
+    assert!(is_stored(&repository, "c").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -150,7 +150,7 @@ pub(super) struct JsonStrategy {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Filenames")]
     pub(super) filenames: Option<Filenames>,
-    /// Whether commits may go to a journal beside the document. This version replaces the document with each commit, whatever is said here.
+    /// Commits go to a journal beside the documents, and are folded into them when it has outgrown its bound and when the store is closed. With `false`, each commit replaces the document.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool", extend("default" = true))]
     pub(super) journal: Option<bool>,
@@ -158,15 +158,15 @@ pub(super) struct JsonStrategy {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool", extend("default" = false))]
     pub(super) enable_compression: Option<bool>,
-    /// Entities that are kept parsed in memory.
+    /// Entities that are kept parsed in memory, each of at most 64 KiB. Of all others only the id and the place are.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u32", range(max = 10_000_000), extend("default" = 1000))]
     pub(super) cache_size: Option<u32>,
-    /// Least number of bytes that a bulk load gathers before it writes the document. It gathers as much as the document is large, and at least 8 MiB.
+    /// Bytes that the journal may have before it is folded. It may always become as large as the documents, so that a save costs the same whatever their size.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u32", range(max = 1_073_741_824), extend("default" = 64_000))]
     pub(super) write_buffer_size: Option<u32>,
-    /// A write is on the disk before it is acknowledged.
+    /// A write is on the disk before it is acknowledged. With `false`, a crash of the machine may take the last writes along, but never a document.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool", extend("default" = true))]
     pub(super) sync_writes: Option<bool>,

@@ -1,11 +1,20 @@
-//! The time in a backup's name. Entities are stamped with the time that the host gives.
+//! The time in the names of backups and journals. Entities are stamped with the time that the host gives.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    hash::{BuildHasher, RandomState},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// The time now, UTC, as `20261123T051513.123456Z`: later times sort behind earlier ones.
 pub(crate) fn compact_now() -> String {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     compact(since_1970.as_secs(), since_1970.subsec_micros())
+}
+
+/// A name that nothing else has: the time now, and chance.
+pub(crate) fn unique_now() -> String {
+    let chance = RandomState::new().hash_one(0);
+    format!("{}-{chance:016x}", compact_now())
 }
 
 fn compact(seconds: u64, micros: u32) -> String {

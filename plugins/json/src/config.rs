@@ -37,7 +37,6 @@ impl Default for Filenames {
 pub(crate) struct Config {
     pub(crate) storage_type: StorageType,
     pub(crate) filenames: Filenames,
-    /// Accepted; every commit replaces the document, as the schema says.
     pub(crate) journal: bool,
     pub(crate) enable_compression: bool,
     pub(crate) cache_size: usize,
@@ -113,19 +112,22 @@ pub(crate) fn schema() -> Value {
                 }
             },
             "journal": boolean(
-                true,
-                "Whether commits may go to a journal beside the document. This version replaces the document with each commit, whatever is said here."
+                defaults.journal,
+                "true: commits go to a journal beside the documents, and are folded into them when it has outgrown its bound, and when the store is closed. false: each commit replaces the document."
             ),
             "enable_compression": boolean(
                 defaults.enable_compression,
-                "Documents are written with gzip, under their name with .gz; both forms are read. The next write turns the one into the other."
+                "Documents are written with gzip, under their name with .gz; both forms are read. The next time that a document is written turns the one into the other."
             ),
-            "cache_size": whole(defaults.cache_size, "Entities kept parsed in memory."),
+            "cache_size": whole(
+                defaults.cache_size,
+                "Entities kept parsed in memory; those of more than 64 KiB are not. Of all others only the place is."
+            ),
             "write_buffer_size": whole(
                 defaults.write_buffer_size,
-                "Least number of bytes that a bulk load gathers before it writes the document; it gathers as much as the document is large, and at least 8 MiB."
+                "Bytes that the journal may have before it is folded; it may always be as large as the documents that it is folded into, so that a save costs the same whatever their size."
             ),
-            "sync_writes": boolean(defaults.sync_writes, "A write is on the disk before it is acknowledged."),
+            "sync_writes": boolean(defaults.sync_writes, "A write is on the disk before it is acknowledged. false: a crash of the machine may take the last writes along, though never a document."),
             "backup_enabled": boolean(defaults.backup_enabled, "The earlier document is kept when it is replaced."),
             "backup_count": whole(defaults.backup_count, "How many earlier documents are kept; the oldest go first.")
         }

@@ -1,14 +1,20 @@
 //! The `json` strategy: entities in JSON documents that people can read, and other programs too.
 //!
-//! `store` does what the contract says, `document` reads and writes one file, `commit` makes changes durable, `find` and
-//! `transaction` are what their names say. All of it is plain Rust over a [`Files`]; this file gives it the contract's
-//! form.
+//! `store` does what the contract says, `document` reads one file, `journal` is where commits go, `fold` writes documents
+//! anew, `restore` says what can be had back; `index` is what is known of entities without their text, and `reader` and
+//! `gzip` bring the text. All of it is plain Rust over a [`Files`]; this file gives it the contract's form.
 
+mod changes;
 mod clock;
-mod commit;
 mod config;
 mod document;
 mod find;
+mod fold;
+mod gzip;
+mod index;
+mod journal;
+mod reader;
+mod restore;
 mod store;
 mod text;
 mod transaction;
@@ -19,7 +25,7 @@ mod tests;
 use larder_guest::{Files, Strategy};
 use larder_model::{
     Batch, Collection, Description, Entity, Existing, Features, Isolation, Loaded, Opened, Outcome, Page, Query,
-    Result, Violation, Write, filter::Filter,
+    RestorePoint, Result, Violation, Write, filter::Filter,
 };
 
 pub use store::JsonStore;
@@ -61,6 +67,18 @@ impl<F: Files + Default> Strategy for JsonStore<F> {
 
     fn flush(&mut self) -> Result<()> {
         self.flush()
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.close()
+    }
+
+    fn restore_points(&mut self) -> Result<Vec<RestorePoint>> {
+        self.restore_points()
+    }
+
+    fn restore(&mut self, name: &str) -> Result<Vec<String>> {
+        self.restore(name)
     }
 
     fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     fs,
     fs::{File, OpenOptions, TryLockError},
     hash::{DefaultHasher, Hash, Hasher},
@@ -212,12 +213,17 @@ impl Place {
 
     fn names(&self) -> Vec<String> {
         let entries = self.disk.entries("").unwrap().into_iter().map(|(name, _)| name);
-        entries.filter(|name| !name.ends_with(".lock")).collect()
+        entries.filter(|name| !name.ends_with(".lock") && !name.ends_with(".users")).collect()
     }
 }
 
-const SINGLE: &str = r#"{"backup_enabled": false}"#;
-const SPLIT: &str = r#"{"storage_type": "split_files", "backup_enabled": false}"#;
+/// Each commit replaces the document.
+const SINGLE: &str = r#"{"backup_enabled": false, "journal": false}"#;
+const SPLIT: &str = r#"{"storage_type": "split_files", "backup_enabled": false, "journal": false}"#;
+/// Each commit goes to the journal, and some fold it.
+const SINGLE_JOURNAL: &str = r#"{"backup_enabled": false}"#;
+const SPLIT_JOURNAL: &str = r#"{"storage_type": "split_files", "backup_enabled": false, "write_buffer_size": 500}"#;
+const ALL: [&str; 4] = [SINGLE, SPLIT, SINGLE_JOURNAL, SPLIT_JOURNAL];
 const DOCUMENT: &str = "request_database.json";
 
 fn put(collection: &str, id: &str, members: &str, expect: Expectation) -> Write {
@@ -274,7 +280,7 @@ fn all_pages(store: &mut JsonStore<Disk>, mut query: Query) -> Vec<String> {
 
 #[test]
 fn a_store_that_does_not_exist_reads_as_empty_and_comes_to_be_with_the_first_write() {
-    for config in [SINGLE, SPLIT] {
+    for config in ALL {
         let place = place();
         let mut store = place.open(config);
         assert_eq!(get(&mut store, "requests", "a"), None);
@@ -367,7 +373,7 @@ fn what_is_no_document_is_corrupt_and_never_overwritten() {
 #[test]
 fn a_document_that_was_damaged_is_named_with_its_newest_backup() {
     let place = place();
-    let mut store = place.open("{}");
+    let mut store = place.open(r#"{"journal": false}"#);
     for _ in 0..3 {
         store.apply(vec![put("requests", "a", "", Expectation::Any)], true, NOW).unwrap();
     }
@@ -403,7 +409,7 @@ fn an_entity_that_is_none_is_passed_on_reported_and_not_overwritten() {
 
 #[test]
 fn expectations_hold_and_an_atomic_apply_is_all_or_nothing() {
-    for config in [SINGLE, SPLIT] {
+    for config in ALL {
         let place = place();
         let mut store = place.open(config);
         save(&mut store, "requests", "a", "");
@@ -433,7 +439,7 @@ fn expectations_hold_and_an_atomic_apply_is_all_or_nothing() {
 
 #[test]
 fn two_instances_see_each_others_writes_and_lose_none() {
-    for config in [SINGLE, SPLIT] {
+    for config in ALL {
         let place = place();
         let mut stores = [place.open(config), place.open(config)];
         for i in 0..40 {
@@ -469,7 +475,7 @@ fn a_lock_that_is_held_elsewhere_makes_writes_busy_and_reads_not() {
 
 #[test]
 fn a_transaction_sees_its_own_writes_and_leaves_nothing_when_it_is_dropped() {
-    for config in [SINGLE, SPLIT] {
+    for config in ALL {
         let place = place();
         let mut store = place.open(config);
         save(&mut store, "requests", "a", "");
@@ -497,141 +503,6 @@ fn a_transaction_sees_its_own_writes_and_leaves_nothing_when_it_is_dropped() {
         drop(transaction);
         save(&mut store, "requests", "c", "");
     }
-}
-
-#[test]
-fn a_commit_over_several_files_is_completed_by_whoever_comes_next() {
-    // The record is the first file that is put in place, then the two documents.
-    for (fails_at, is_done) in [(1, false), (2, true), (3, true)] {
-        let place = place();
-        let mut store = place.open(SPLIT);
-        save(&mut store, "requests", "r", "");
-        save(&mut store, "machines", "m", "");
-        place.disk.fails_at.set(place.disk.commits.get() + fails_at);
-        let writes =
-            vec![put("requests", "r", r#", "x": 1"#, Expectation::Any), removal("machines", "m", Expectation::Any)];
-        let error = store.apply(writes, true, NOW).unwrap_err();
-        let decided = error.retry == larder_model::Retry::UnknownOutcome;
-        assert_eq!(decided, is_done, "{error}");
-        let mut next = place.open(SPLIT);
-        assert_eq!(get(&mut next, "machines", "m").is_none(), is_done);
-        assert_eq!(get(&mut next, "requests", "r").unwrap().contains("\"x\""), is_done);
-        assert_eq!(get(&mut store, "machines", "m").is_none(), is_done);
-        assert_eq!(place.names(), ["machines.json", "requests.json"]);
-    }
-}
-
-#[test]
-fn a_record_that_was_overtaken_is_dropped() {
-    let place = place();
-    let mut store = place.open(r#"{"storage_type": "split_files", "backup_enabled": false, "sync_writes": false}"#);
-    save(&mut store, "requests", "r", "");
-    save(&mut store, "machines", "m", "");
-    place.disk.fails_at.set(place.disk.commits.get() + 2);
-    let writes =
-        vec![put("requests", "r", r#", "x": 1"#, Expectation::Any), removal("machines", "m", Expectation::Any)];
-    store.apply(writes, true, NOW).unwrap_err();
-    let record = fs::read(place.disk.root.join(crate::commit::RECORD)).unwrap();
-    save(&mut store, "requests", "r", r#", "x": 2"#);
-    // As if a crash had brought it back.
-    fs::write(place.disk.root.join(crate::commit::RECORD), &record).unwrap();
-    assert!(get(&mut store, "requests", "r").unwrap().contains("\"x\":2"));
-    // And as if its end had never reached the disk.
-    fs::write(place.disk.root.join(crate::commit::RECORD), &record[..record.len() - 1]).unwrap();
-    save(&mut store, "machines", "m", "");
-    assert_eq!(place.names(), ["machines.json", "requests.json"]);
-}
-
-#[test]
-fn an_unfinished_commit_is_completed_around_a_change_by_hand_and_a_damaged_record_is_said() {
-    let place = place();
-    let mut store = place.open(SPLIT);
-    save(&mut store, "requests", "r", "");
-    save(&mut store, "machines", "m", "");
-    // The record is there, one document is replaced, and the other is not.
-    place.disk.fails_at.set(place.disk.commits.get() + 3);
-    let writes = vec![put("machines", "n", "", Expectation::Any), put("requests", "s", "", Expectation::Any)];
-    store.apply(writes, true, NOW).unwrap_err();
-    let record = fs::read(place.disk.root.join(crate::commit::RECORD)).unwrap();
-    let (machines, requests) = (place.read("machines.json"), place.read("requests.json"));
-    let replaced = if machines.contains("\"n\"") { "machines.json" } else { "requests.json" };
-    place.write(replaced, &place.read(replaced).replace("\"version\": 1", "\"version\": 8"));
-    assert!(place.read(replaced).contains("\"version\": 8"));
-    let mut other = place.open(SPLIT);
-    assert!(get(&mut other, "machines", "n").is_some() && get(&mut other, "requests", "s").is_some());
-    assert!(place.read(replaced).contains("\"version\": 8"));
-    // The same once more, with a record that something has damaged.
-    place.write("machines.json", &machines);
-    place.write("requests.json", &requests);
-    let mut damaged = record;
-    *damaged.last_mut().unwrap() ^= 1;
-    fs::write(place.disk.root.join(crate::commit::RECORD), &damaged).unwrap();
-    let mut other = place.open(SPLIT);
-    assert_eq!(other.get("requests", &["r".to_owned()]).unwrap_err().kind, ErrorKind::Corrupt);
-    assert!(place.names().contains(&crate::commit::RECORD.to_owned()), "it is kept for whoever looks into it");
-}
-
-#[test]
-fn load_gathers_until_flush_and_stamps_nothing() {
-    for config in [SINGLE, SPLIT] {
-        let place = place();
-        let mut store = place.open(config);
-        save(&mut store, "requests", "old", "");
-        let commits = place.disk.commits.get();
-        let batch = || {
-            vec![
-                entity("requests", "new", r#", "n": 1E5, "version": 7"#),
-                entity("requests", "old", r#", "version": 1.0"#),
-                Entity { id: "bad".to_owned(), version: 0, body: b"{\"request_id\": \"other\"}".to_vec() },
-            ]
-        };
-        let loaded = store.load("requests", batch(), Existing::Fail).unwrap();
-        assert_eq!((loaded.written, loaded.unchanged, loaded.skipped), (1, 0, 0));
-        let kinds: Vec<_> = loaded.refused.iter().map(|(position, error)| (*position, error.kind)).collect();
-        assert_eq!(kinds, [(1, ErrorKind::AlreadyExists), (2, ErrorKind::InvalidArgument)]);
-        let loaded = store.load("requests", batch(), Existing::Skip).unwrap();
-        assert_eq!((loaded.written, loaded.unchanged, loaded.skipped, loaded.refused.len()), (0, 1, 1, 1));
-        assert_eq!(get(&mut store, "requests", "new").unwrap(), r#"{"request_id":"new","n":1E5,"version":7}"#);
-        assert_eq!(store.count("requests", None).unwrap(), Some(2));
-        assert_eq!(place.disk.commits.get(), commits);
-        let mut other = place.open(config);
-        assert_eq!(get(&mut other, "requests", "new"), None);
-        let busy = other.apply(vec![put("requests", "x", "", Expectation::Any)], true, NOW).unwrap_err();
-        assert_eq!(busy.kind, ErrorKind::Busy);
-        store.flush().unwrap();
-        assert_eq!(get(&mut other, "requests", "new").unwrap(), r#"{"request_id":"new","n":1E5,"version":7}"#);
-        save(&mut other, "requests", "x", "");
-        let loaded = store.load("requests", batch(), Existing::Overwrite).unwrap();
-        assert_eq!((loaded.written, loaded.unchanged), (1, 1));
-        assert_eq!(save(&mut store, "requests", "old", ""), 1, "1.0 is no version, so it counts as 0");
-    }
-}
-
-#[test]
-fn a_bulk_load_writes_the_document_a_few_times_whatever_the_batch() {
-    let place = place();
-    let mut store = place.open(SINGLE);
-    let filler = "x".repeat(1000);
-    for batch in 0..400 {
-        let entities =
-            (0..100).map(|i| entity("requests", &format!("r{batch}-{i}"), &format!(", \"f\": \"{filler}\"")));
-        store.load("requests", entities.collect(), Existing::Fail).unwrap();
-    }
-    store.flush().unwrap();
-    assert_eq!(place.open(SINGLE).count("requests", None).unwrap(), Some(40_000));
-    assert!(place.disk.commits.get() <= 4, "{} commits", place.disk.commits.get());
-}
-
-#[test]
-fn a_load_that_cannot_be_written_is_forgotten() {
-    let place = place();
-    let mut store = place.open(SINGLE);
-    save(&mut store, "requests", "a", "");
-    store.load("requests", vec![entity("requests", "b", "")], Existing::Fail).unwrap();
-    place.disk.fails_at.set(place.disk.commits.get() + 1);
-    assert_eq!(store.flush().unwrap_err().kind, ErrorKind::LimitExceeded);
-    assert_eq!(store.count("requests", None).unwrap(), Some(1));
-    save(&mut place.open(SINGLE), "requests", "c", "");
 }
 
 #[test]
@@ -731,12 +602,12 @@ fn segments_bring_each_entity_once_though_others_are_written_meanwhile() {
 #[test]
 fn backups_are_kept_each_under_its_own_name_and_the_oldest_go_first() {
     let place = place();
-    let mut store = place.open(r#"{"backup_count": 20}"#);
+    let mut store = place.open(r#"{"backup_count": 20, "journal": false}"#);
     for _ in 0..13 {
         save(&mut store, "requests", "a", "");
     }
     assert_eq!(place.names().len(), 13, "the document and 12 earlier ones");
-    let mut store = place.open(r#"{"backup_count": 2}"#);
+    let mut store = place.open(r#"{"backup_count": 2, "journal": false}"#);
     save(&mut store, "requests", "a", "");
     let names = place.names();
     assert_eq!(names.len(), 3);
@@ -748,7 +619,7 @@ fn backups_are_kept_each_under_its_own_name_and_the_oldest_go_first() {
 #[test]
 fn compression_is_switched_on_and_off_without_losing_anything() {
     let place = place();
-    let on = r#"{"enable_compression": true}"#;
+    let on = r#"{"enable_compression": true, "journal": false}"#;
     save(&mut place.open(SINGLE), "requests", "a", "");
     let mut store = place.open(on);
     assert!(get(&mut store, "requests", "a").is_some());
@@ -793,4 +664,259 @@ fn bodies_that_are_no_entities_are_refused() {
     let large = format!(r#"{{"request_id": "a", "x": "{}"}}"#, "x".repeat(crate::store::ENTITY_BYTES_MAX));
     assert_eq!(raw("a", large.into_bytes()), ErrorKind::InvalidArgument);
     assert!(place.names().is_empty());
+}
+
+#[test]
+fn a_journal_is_appended_to_folded_at_its_bound_and_gone_after_close() {
+    for config in [SINGLE_JOURNAL, SPLIT_JOURNAL] {
+        let place = place();
+        let mut store = place.open(config);
+        save(&mut store, "requests", "a", "");
+        let journal = if config == SINGLE_JOURNAL { ".request_database.json.journal" } else { ".larder.journal" };
+        assert_eq!(place.names(), [journal], "nothing but the journal");
+        assert!(get(&mut place.open(config), "requests", "a").is_some());
+        let (mut largest, mut folds) = (0, 0);
+        for i in 0..2000 {
+            save(&mut store, "requests", &format!("r{}", i % 100), &format!(", \"i\": {i}"));
+            save(&mut store, "machines", &format!("m{}", i % 10), "");
+            match fs::metadata(place.disk.root.join(journal)) {
+                Ok(file) => largest = largest.max(file.len()),
+                Err(_) => folds += 1,
+            }
+        }
+        assert!(folds > 0 && largest < 100_000, "{folds} folds, {largest} bytes");
+        store.close().unwrap();
+        assert!(!place.names().contains(&journal.to_owned()), "{:?}", place.names());
+        let mut store = place.open(config);
+        assert_eq!(store.count("requests", None).unwrap(), Some(101));
+        assert!(get(&mut store, "requests", "r99").unwrap().contains("\"i\":1999"));
+        assert!(get(&mut store, "machines", "m9").unwrap().contains("\"version\":200"));
+    }
+}
+
+#[test]
+fn the_last_user_folds_what_a_process_that_died_left() {
+    let place = place();
+    save(&mut place.open(SINGLE_JOURNAL), "requests", "a", "");
+    let (mut one, mut two) = (place.open(SINGLE_JOURNAL), place.open(SINGLE_JOURNAL));
+    assert!(get(&mut one, "requests", "a").is_some() && get(&mut two, "requests", "a").is_some());
+    one.close().unwrap();
+    assert_eq!(place.names(), [".request_database.json.journal"], "somebody reads on");
+    two.close().unwrap();
+    assert_eq!(place.names(), [DOCUMENT]);
+}
+
+#[test]
+fn load_is_seen_at_once_is_durable_after_flush_and_stamps_nothing() {
+    for config in ALL {
+        let place = place();
+        let mut store = place.open(config);
+        save(&mut store, "requests", "old", "");
+        let batch = || {
+            vec![
+                entity("requests", "new", r#", "n": 1E5, "version": 7"#),
+                entity("requests", "old", r#", "version": 1.0"#),
+                Entity { id: "bad".to_owned(), version: 0, body: b"{\"request_id\": \"other\"}".to_vec() },
+            ]
+        };
+        let loaded = store.load("requests", batch(), Existing::Fail).unwrap();
+        assert_eq!((loaded.written, loaded.unchanged, loaded.skipped), (1, 0, 0));
+        let kinds: Vec<_> = loaded.refused.iter().map(|(position, error)| (*position, error.kind)).collect();
+        assert_eq!(kinds, [(1, ErrorKind::AlreadyExists), (2, ErrorKind::InvalidArgument)]);
+        let loaded = store.load("requests", batch(), Existing::Skip).unwrap();
+        assert_eq!((loaded.written, loaded.unchanged, loaded.skipped, loaded.refused.len()), (0, 1, 1, 1));
+        assert_eq!(get(&mut store, "requests", "new").unwrap(), r#"{"request_id":"new","n":1E5,"version":7}"#);
+        store.flush().unwrap();
+        let mut other = place.open(config);
+        assert_eq!(get(&mut other, "requests", "new").unwrap(), r#"{"request_id":"new","n":1E5,"version":7}"#);
+        save(&mut other, "requests", "x", "");
+        let loaded = store.load("requests", batch(), Existing::Overwrite).unwrap();
+        assert_eq!((loaded.written, loaded.unchanged), (1, 1));
+        assert_eq!(save(&mut store, "requests", "old", ""), 1, "1.0 is no version, so it counts as 0");
+    }
+}
+
+#[test]
+fn a_bulk_load_writes_the_document_once_whatever_the_batch() {
+    let place = place();
+    let mut store = place.open(SINGLE_JOURNAL);
+    let filler = "x".repeat(1000);
+    for batch in 0..400 {
+        let entities =
+            (0..100).map(|i| entity("requests", &format!("r{batch}-{i}"), &format!(", \"f\": \"{filler}\"")));
+        store.load("requests", entities.collect(), Existing::Fail).unwrap();
+    }
+    store.flush().unwrap();
+    store.close().unwrap();
+    assert_eq!(place.open(SINGLE_JOURNAL).count("requests", None).unwrap(), Some(40_000));
+    assert_eq!(place.disk.commits.get(), 1);
+}
+
+#[test]
+fn an_edit_beside_a_journal_is_refused_until_somebody_chooses() {
+    for (choice, has_edit, has_commit) in [
+        (DOCUMENT.to_owned(), true, false),
+        (format!("{DOCUMENT}+journal"), true, true),
+        ("backup".to_owned(), false, false),
+        ("backup+journal".to_owned(), false, true),
+    ] {
+        let place = place();
+        let config = r#"{"write_buffer_size": 100000}"#;
+        let mut store = place.open(config);
+        save(&mut store, "requests", "a", "");
+        store.close().unwrap();
+        save(&mut store, "requests", "b", "");
+        store.close().unwrap();
+        save(&mut store, "requests", "c", "");
+        let edited = place.read(DOCUMENT).replace("\"a\": {", "\"edited\": {\"request_id\": \"edited\"}, \"a\": {");
+        place.write(DOCUMENT, &edited);
+        for _ in 0..2 {
+            let error = store.get("requests", &["a".to_owned()]).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Corrupt);
+            assert!(error.message.contains("held 1 commits that are not in it"), "{error}");
+            let error = store.apply(vec![put("requests", "d", "", Expectation::Any)], true, NOW).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Corrupt);
+        }
+        let names: Vec<_> = store.restore_points().unwrap().into_iter().map(|point| point.name).collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert_eq!(names[..2], [format!("{DOCUMENT}+journal"), DOCUMENT.to_owned()]);
+        let backup = &names[3];
+        let choice = choice.replace("backup", backup);
+        assert!(names.contains(&choice), "{names:?}");
+        assert_eq!(store.restore("nothing").unwrap_err().kind, ErrorKind::NotFound);
+        let done = store.restore(&choice).unwrap();
+        assert_eq!(done.len(), 3, "{done:?}");
+        assert_eq!(get(&mut store, "requests", "edited").is_some(), has_edit, "{choice}");
+        assert_eq!(get(&mut store, "requests", "c").is_some(), has_commit, "{choice}");
+        assert!(get(&mut store, "requests", "a").is_some());
+        assert_eq!(get(&mut store, "requests", "b").is_some(), has_edit, "the backup is older");
+        let kept = place.names();
+        assert!(kept.iter().any(|name| name.contains("journal.bak-")), "{kept:?}");
+        assert!(kept.iter().any(|name| name.contains(".bak-") && place.read(name) == edited), "{kept:?}");
+        save(&mut store, "requests", "e", "");
+        store.close().unwrap();
+        assert!(place.open(config).count("requests", None).unwrap().unwrap() >= 2);
+    }
+}
+
+#[test]
+fn restoring_one_document_leaves_what_the_journal_has_for_others() {
+    let place = place();
+    let config = r#"{"storage_type": "split_files"}"#;
+    let mut store = place.open(config);
+    for i in 0..2 {
+        save(&mut store, "requests", &format!("r{i}"), "");
+        store.close().unwrap();
+    }
+    let writes = vec![put("requests", "r2", "", Expectation::Any), put("machines", "m", "", Expectation::Any)];
+    store.apply(writes, true, NOW).unwrap();
+    place.write("requests.json", "{");
+    assert_eq!(store.get("requests", &["r0".to_owned()]).unwrap_err().kind, ErrorKind::Corrupt);
+    let points = store.restore_points().unwrap();
+    let point = points.iter().find(|point| !point.name.ends_with("+journal")).expect("a backup");
+    assert!(point.name.starts_with("requests.json.bak-"), "{points:?}");
+    store.restore(&point.name).unwrap();
+    assert_eq!(store.count("requests", None).unwrap(), Some(1));
+    assert!(get(&mut store, "machines", "m").is_some());
+    store.close().unwrap();
+    assert!(place.read("machines.json").contains("\"m\""));
+}
+
+#[test]
+fn compressed_documents_of_any_maker_are_read_by_part_and_as_a_stream() {
+    use std::io::Write as _;
+    let mut entities = String::new();
+    for i in 0..3000_u32 {
+        // Ids that stand in another order than they sort.
+        let id = i.wrapping_mul(2_654_435_761) % 100_000;
+        let comma = if i == 0 { "" } else { "," };
+        entities.push_str(&format!(
+            "{comma}\n\"r{id}-{i}\": {{\"request_id\": \"r{id}-{i}\", \"i\": {i}, \"filler\": \"{}\"}}",
+            format!("{id:x}").repeat(20)
+        ));
+    }
+    let text = format!("{{\"others\": [1], \"requests\": {{{entities}}}}}");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(text.as_bytes()).unwrap();
+    let foreign = encoder.finish().unwrap();
+    let place = place();
+    fs::create_dir_all(&place.disk.root).unwrap();
+    let path = place.disk.root.join("request_database.json.gz");
+    fs::write(&path, &foreign).unwrap();
+    let config = r#"{"enable_compression": true, "backup_enabled": false, "cache_size": 10}"#;
+    let mut store = place.open(config);
+    for round in 0..2 {
+        assert_eq!(store.count("requests", None).unwrap(), Some(3000 + round));
+        let mut seen = BTreeSet::new();
+        for segment in 0..3 {
+            let mut cursor = None;
+            loop {
+                let batch = store.scan("requests", segment, 3, cursor.as_deref(), 10_000).unwrap();
+                for entity in batch.entities {
+                    let members = json::parse_object(&entity.body).unwrap();
+                    assert_eq!(members["request_id"], entity.id.as_str());
+                    assert!(seen.insert(entity.id));
+                }
+                match batch.next {
+                    Some(next) => cursor = Some(next),
+                    None => break,
+                }
+            }
+        }
+        assert_eq!(seen.len(), 3000 + round as usize);
+        for id in [seen.first(), seen.last(), seen.iter().nth(1234)] {
+            assert!(get(&mut store, "requests", id.unwrap()).unwrap().contains(id.unwrap().as_str()));
+        }
+        let page = store.find("requests", &query(Some("i>=2990"), &[("i", true)], 5)).unwrap();
+        assert_eq!((page.entities.len(), page.entities[0].id.ends_with("-2999")), (5, true));
+        save(&mut store, "requests", "new", "");
+        store.close().unwrap();
+        let written = fs::read(&path).unwrap();
+        assert!(crate::gzip::block_size(&written).is_some(), "it is written in members");
+        let mut back = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::MultiGzDecoder::new(&*written), &mut back).unwrap();
+        let back: Value = serde_json::from_str(&back).unwrap();
+        assert_eq!((back["others"][0].as_u64(), back["requests"].as_object().unwrap().len()), (Some(1), 3001));
+    }
+    fs::write(&path, &foreign[..foreign.len() - 9]).unwrap();
+    assert_eq!(place.open(config).count("requests", None).unwrap_err().kind, ErrorKind::Corrupt);
+}
+
+#[test]
+fn an_index_finds_what_a_scan_finds_through_every_kind_of_change() {
+    let place = place();
+    let (mut store, mut other) = (place.open(SINGLE_JOURNAL), place.open(SINGLE_JOURNAL));
+    for i in 0..300 {
+        save(&mut store, "requests", &format!("r{i}"), &format!(", \"status\": \"s{}\"", i % 7));
+    }
+    let ids = |store: &mut JsonStore<Disk>, status: &str| {
+        let indexed = store.find("requests", &query(Some(&format!("status={status}")), &[], 1000)).unwrap();
+        assert_eq!(indexed.index_used.as_deref(), Some("by_status"));
+        // An inequality is answered without one.
+        let scanned = store.find("requests", &query(Some(&format!("status^={status}")), &[], 1000)).unwrap();
+        assert_eq!(scanned.index_used, None);
+        let ids = |page: larder_model::Page| page.entities.into_iter().map(|entity| entity.id).collect::<Vec<_>>();
+        let (indexed, scanned) = (ids(indexed), ids(scanned));
+        assert_eq!(indexed, scanned);
+        indexed.len()
+    };
+    assert_eq!(ids(&mut store, "s3"), 43);
+    assert_eq!(ids(&mut other, "s3"), 43);
+    save(&mut other, "requests", "r3", r#", "status": "s4""#);
+    save(&mut other, "requests", "r4", r#", "status": "s3""#);
+    store.apply(vec![removal("requests", "r10", Expectation::Any)], true, NOW).unwrap();
+    save(&mut store, "requests", "new", r#", "status": "s3""#);
+    for store in [&mut store, &mut other] {
+        assert_eq!((ids(store, "s3"), ids(store, "s4")), (43, 43));
+    }
+    store.close().unwrap();
+    for store in [&mut store, &mut other] {
+        assert_eq!((ids(store, "s3"), ids(store, "s4")), (43, 43));
+    }
+    let mut transaction = store.begin_transaction(false).unwrap();
+    store
+        .apply_in(&mut transaction, vec![put("requests", "tx", r#", "status": "s3""#, Expectation::Any)], NOW)
+        .unwrap();
+    let page = store.find_in(&mut transaction, "requests", &query(Some("status=s3"), &[], 1000)).unwrap();
+    assert_eq!(page.entities.len(), 44);
 }

@@ -2,21 +2,22 @@
 //!
 //! A lock over the whole store is the strongest isolation there is, so every level asked for is served as serializable.
 
-use std::{cell::Cell, collections::HashSet, rc::Rc};
+use std::{cell::Cell, rc::Rc};
 
 use larder_guest::{Files, LockMode};
-use larder_model::{Entity, Error, ErrorKind, Outcome, Page, Query, Result, Write, entity};
+use larder_model::{Entity, Error, Outcome, Page, Query, Result, Write, entity};
 
-use crate::{document::Changes, store::JsonStore};
+use crate::{
+    changes::Changes,
+    store::{JsonStore, Locked},
+};
 
 /// An open transaction. Dropped, its changes are forgotten and the lock is let go.
 pub struct Transaction<F: Files> {
     changes: Changes,
     is_read_only: bool,
     has_failed: bool,
-    /// Documents that were looked at since the beginning: from then on nobody else changes them.
-    current: HashSet<usize>,
-    _lock: F::Lock,
+    _lock: Locked<F>,
     _open: Open,
 }
 
@@ -29,41 +30,26 @@ impl Drop for Open {
     }
 }
 
+impl<F: Files> Transaction<F> {
+    fn check_usable(&self) -> Result<()> {
+        if self.has_failed {
+            return Err(Error::invalid("the transaction has failed and can only be rolled back"));
+        }
+        Ok(())
+    }
+}
+
 impl<F: Files> JsonStore<F> {
     pub(crate) fn begin_transaction(&mut self, is_read_only: bool) -> Result<Transaction<F>> {
-        if self.in_transaction.get() {
-            return Err(Error::new(ErrorKind::Busy, "a transaction is open"));
-        }
-        self.flush()?;
-        let lock = if is_read_only {
-            if self.is_unfinished()? {
-                drop(self.take_exclusive()?);
-            }
-            self.acquire(LockMode::Shared)?
-        } else {
-            self.take_exclusive()?
-        };
+        let lock = self.lock(if is_read_only { LockMode::Shared } else { LockMode::Exclusive })?;
         self.in_transaction.set(true);
         Ok(Transaction {
             changes: Changes::default(),
             is_read_only,
             has_failed: false,
-            current: HashSet::new(),
             _lock: lock,
             _open: Open(self.in_transaction.clone()),
         })
-    }
-
-    fn make_current(&mut self, transaction: &mut Transaction<F>, collection: &str) -> Result<()> {
-        if transaction.has_failed {
-            return Err(Error::invalid("the transaction has failed and can only be rolled back"));
-        }
-        let document = self.document_of(collection)?;
-        if !transaction.current.contains(&document) {
-            self.refresh(document)?;
-            transaction.current.insert(document);
-        }
-        Ok(())
     }
 
     pub(crate) fn get_in(
@@ -72,7 +58,7 @@ impl<F: Files> JsonStore<F> {
         collection: &str,
         ids: &[String],
     ) -> Result<Vec<Option<Entity>>> {
-        self.make_current(transaction, collection)?;
+        transaction.check_usable()?;
         self.get_with(&transaction.changes, collection, ids)
     }
 
@@ -82,7 +68,7 @@ impl<F: Files> JsonStore<F> {
         collection: &str,
         query: &Query,
     ) -> Result<Page> {
-        self.make_current(transaction, collection)?;
+        transaction.check_usable()?;
         self.find_with(&transaction.changes, collection, query)
     }
 
@@ -92,6 +78,7 @@ impl<F: Files> JsonStore<F> {
         writes: Vec<Write>,
         now: &str,
     ) -> Result<Vec<Outcome>> {
+        transaction.check_usable()?;
         if transaction.is_read_only {
             return Err(Error::invalid("the transaction is read-only"));
         }
@@ -101,8 +88,10 @@ impl<F: Files> JsonStore<F> {
         }
         let mut outcomes = Vec::with_capacity(writes.len());
         for (i, write) in writes.into_iter().enumerate() {
+            // Nobody else changes a document while the lock is held, but for an editor that asks for no lock.
             let staged = self
-                .make_current(transaction, write.target().0)
+                .document_of(write.target().0)
+                .and_then(|document| self.refresh(document))
                 .and_then(|()| self.stage(&mut transaction.changes, write, now));
             match staged {
                 Ok(outcome) => outcomes.push(outcome),
@@ -116,8 +105,11 @@ impl<F: Files> JsonStore<F> {
     }
 
     pub(crate) fn commit_transaction(&mut self, transaction: Transaction<F>) -> Result<()> {
-        if transaction.has_failed {
-            return Err(Error::invalid("the transaction has failed and can only be rolled back"));
+        transaction.check_usable()?;
+        let collections: Vec<String> = transaction.changes.collections().map(str::to_owned).collect();
+        for collection in collections {
+            let document = self.document_of(&collection)?;
+            self.refresh(document)?;
         }
         self.commit_changes(&transaction.changes)
     }
