@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fs, io::Read, path::Path};
 use flate2::read::MultiGzDecoder;
 use larder_guest::Strategy;
 use larder_model::{
-    Collection, Entity, Error, Existing, Expectation, Outcome, Put, Query, Removal, Result, Retry, Stamps, Write,
-    entity, json,
+    Collection, Entity, Error, ErrorKind, Existing, Expectation, Outcome, Put, Query, Removal, Result, Retry, Stamps,
+    Write, entity, json,
 };
 use larder_plugin_json::JsonStore;
 use serde_json::{Map, Value};
@@ -196,8 +196,16 @@ impl Step {
 /// What became of a step.
 pub struct Answered {
     pub answer: Result<()>,
-    /// What may be stored now: first as before, last with everything that the step does.
+    /// What may be stored now: first as before, last with everything that the step did.
     pub possible: Vec<State>,
+    /// Whether single writes of it were refused for a fault, while the others were done.
+    pub is_partial: bool,
+}
+
+impl Answered {
+    pub fn new(answer: Result<()>, possible: Vec<State>) -> Answered {
+        Answered { answer, possible, is_partial: false }
+    }
 }
 
 /// Why the store did not do as it must.
@@ -228,13 +236,13 @@ impl Client {
                 }
                 let answer = transaction(store, planned, *commits)?;
                 let possible = if *commits { vec![state.clone(), after] } else { vec![state.clone()] };
-                Ok(Answered { answer, possible })
+                Ok(Answered::new(answer, possible))
             }
             Step::Load { collection, calls } => Ok(self.load(store, state, collection, calls)),
-            Step::Look => Ok(Answered { answer: look(store, state)?, possible: vec![state.clone()] }),
+            Step::Look => Ok(Answered::new(look(store, state)?, vec![state.clone()])),
             Step::Close => {
                 let answer = store.flush().and_then(|()| store.close());
-                Ok(Answered { answer, possible: vec![state.clone()] })
+                Ok(Answered::new(answer, vec![state.clone()]))
             }
         }
     }
@@ -269,6 +277,7 @@ impl Client {
     fn load(&mut self, store: &mut Store, state: &State, collection: &str, calls: &[Vec<&str>]) -> Answered {
         let mut possible = vec![state.clone()];
         let mut failed = None;
+        let mut is_partial = false;
         for ids in calls {
             let mut after = possible.last().expect("there is a first").clone();
             let mut entities = Vec::new();
@@ -278,7 +287,18 @@ impl Client {
                 entities.push(Entity { id: id.to_string(), version: 7, body });
             }
             match store.load(collection, entities, Existing::Overwrite) {
-                Ok(loaded) => assert_eq!((loaded.written, loaded.refused.len()), (ids.len() as u64, 0)),
+                Ok(loaded) => {
+                    assert_eq!(loaded.written + loaded.refused.len() as u64, ids.len() as u64);
+                    for (position, error) in loaded.refused {
+                        assert!(is_fault(&error), "{error:?}");
+                        is_partial = true;
+                        let key = (collection.to_owned(), ids[position as usize].to_owned());
+                        match state.get(&key) {
+                            Some(stored) => after.insert(key, stored.clone()),
+                            None => after.remove(&key),
+                        };
+                    }
+                }
                 Err(error) if error.retry != Retry::UnknownOutcome => {
                     failed = Some(error);
                     continue;
@@ -289,7 +309,8 @@ impl Client {
         }
         // A load is no commit: after an error, calls of it may be there.
         let answer = store.flush().and(failed.map_or(Ok(()), Err));
-        Answered { answer: answer.map_err(|error| Error { retry: Retry::UnknownOutcome, ..error }), possible }
+        let answer = answer.map_err(|error| Error { retry: Retry::UnknownOutcome, ..error });
+        Answered { is_partial, ..Answered::new(answer, possible) }
     }
 }
 
@@ -317,28 +338,53 @@ fn record(state: &mut State, write: &Write) -> Result<Outcome> {
 }
 
 fn apply(store: &mut Store, state: &State, writes: Vec<Write>, atomic: bool) -> std::result::Result<Answered, Wrong> {
-    let mut after = state.clone();
-    let expected: Vec<_> = writes.iter().map(|write| record(&mut after, write)).collect();
-    let refused = expected.iter().find_map(|outcome| outcome.as_ref().err()).filter(|_| atomic);
-    if refused.is_some() {
-        after = state.clone();
-    }
-    let possible = vec![state.clone(), after];
-    let answer = match store.apply(writes, atomic, NOW) {
-        Err(error) if refused.is_some_and(|refused| refused.kind == error.kind) => Ok(()),
-        Err(error) => Err(error),
-        Ok(found) => {
-            let kinds = |results: &[Result<Outcome>]| -> Vec<_> {
-                results.iter().map(|result| result.as_ref().map_err(|error| error.kind).copied()).collect()
-            };
-            if refused.is_some() || kinds(&found) != kinds(&expected) {
-                return Err(format!("answered {found:?} instead of {expected:?}"));
+    let before = state.clone();
+    if atomic {
+        let mut after = before.clone();
+        let expected = writes.iter().map(|write| record(&mut after, write)).collect::<Result<Vec<_>>>();
+        return match (store.apply(writes, true, NOW), expected) {
+            (Ok(found), Ok(expected)) if found.iter().flatten().eq(&expected) => {
+                // The host acknowledges nothing before this.
+                Ok(Answered::new(store.flush(), vec![before, after]))
             }
-            // The host acknowledges nothing before this.
-            store.flush()
+            (Err(found), Err(expected)) if found.kind == expected.kind => Ok(Answered::new(Ok(()), vec![before])),
+            (Err(error), Ok(_)) => Ok(Answered::new(Err(error), vec![before, after])),
+            (Err(error), Err(_)) => Ok(Answered::new(Err(error), vec![before])),
+            (found, expected) => Err(format!("answered {found:?} instead of {expected:?}")),
+        };
+    }
+    let mut after = before.clone();
+    let found = match store.apply(writes.clone(), false, NOW) {
+        Ok(found) => found,
+        Err(error) => {
+            for write in &writes {
+                let _ = record(&mut after, write);
+            }
+            return Ok(Answered::new(Err(error), vec![before, after]));
         }
     };
-    Ok(Answered { answer, possible })
+    let mut is_partial = false;
+    for (write, found) in writes.iter().zip(&found) {
+        if found.as_ref().is_err_and(is_fault) {
+            is_partial = true;
+            continue;
+        }
+        let expected = record(&mut after, write);
+        let is_same = match (found, &expected) {
+            (Ok(found), Ok(expected)) => found == expected,
+            (Err(found), Err(expected)) => found.kind == expected.kind,
+            _ => false,
+        };
+        if !is_same {
+            return Err(format!("{write:?} is answered {found:?} instead of {expected:?}"));
+        }
+    }
+    Ok(Answered { is_partial, ..Answered::new(store.flush(), vec![before, after]) })
+}
+
+/// Whether this is about the disk, and not about what was asked for.
+fn is_fault(error: &Error) -> bool {
+    matches!(error.kind, ErrorKind::Unavailable | ErrorKind::LimitExceeded)
 }
 
 /// Writes with what they are to be answered and what is seen in the transaction after them.

@@ -84,11 +84,14 @@ impl Run {
     /// Does a step, with whatever goes wrong in it, and again where it turns out not to be done.
     fn step(&mut self, step: &Step) -> Result<(), Wrong> {
         for _ in 0..ATTEMPTS_MAX {
-            let Answered { answer, possible } = self.attempt(step)?;
+            let Answered { answer, possible, is_partial } = self.attempt(step)?;
             let (before, after) = (&possible[0], possible.last().expect("there is a first"));
             let has_failed = self.disk.has_failed();
             if !has_failed {
                 answer.map_err(|error| format!("nothing went wrong, and still: {error:?}"))?;
+                if is_partial {
+                    return Err("nothing went wrong, and still it is not all done".to_owned());
+                }
                 self.state = after.clone();
                 return Ok(());
             }
@@ -108,7 +111,7 @@ impl Run {
                     false
                 }
             };
-            if is_done {
+            if is_done && !is_partial {
                 return Ok(());
             }
         }
@@ -119,7 +122,7 @@ impl Run {
         if self.store.is_none() {
             match self.config.open(&self.disk) {
                 Ok(store) => self.store = Some(store),
-                Err(error) => return Ok(Answered { answer: Err(error), possible: vec![self.state.clone()] }),
+                Err(error) => return Ok(Answered::new(Err(error), vec![self.state.clone()])),
             }
         }
         let store = self.store.as_mut().expect("it was opened");
@@ -151,7 +154,7 @@ impl Run {
         if seen != self.state {
             return Err(format!("{when} others see {}", difference(&seen, &self.state)));
         }
-        let Answered { answer, mut possible } =
+        let Answered { answer, mut possible, .. } =
             self.client.perform(&mut other, &self.state, &Step::one(save("requests", "other")))?;
         answer.map_err(|error| format!("{when} others cannot write: {error:?}"))?;
         self.state = possible.pop().expect("the state after it");
@@ -305,7 +308,8 @@ fn check_full_disk(config: Config, space: usize) -> Vec<Call> {
     for has_room in [false, true] {
         for step in &steps {
             let at = || format!("{config:?} with room for {space} bytes, {step:?}");
-            let Answered { answer, possible } = run.attempt(step).unwrap_or_else(|wrong| panic!("{}: {wrong}", at()));
+            let Answered { answer, possible, .. } =
+                run.attempt(step).unwrap_or_else(|wrong| panic!("{}: {wrong}", at()));
             let is_full = run.disk.has_failed();
             let store = run.store.as_mut().expect("it was opened");
             let found = content(store).unwrap_or_else(|error| panic!("{}: {error:?}", at()));
