@@ -22,6 +22,18 @@ mod history;
 // Transactions that meet: what each isolation excludes.
 mod isolation;
 
+// Documents that people edit while they are in use.
+mod edits;
+
+// Processes that work on a store, for the two that follow.
+mod workers;
+
+// Processes that are killed while they write.
+mod crash;
+
+// Many processes at one store, each with its turn.
+mod contention;
+
 // Moving data, with real and realistic input.
 mod migration;
 

@@ -1,0 +1,25 @@
+//! `cargo xtask crash` and `cargo xtask contention`: the long forms of the tests that start processes of their own and kill
+//! some of them (`tests/it/crash.rs` and `tests/it/contention.rs`). The tests print what was done.
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell;
+use crate::test;
+
+/// Kills processes while they write, at least `--kills N` of them.
+pub(crate) fn crash(arguments: &[&str]) -> Result<()> {
+    let ["--kills", kills] = *arguments else { bail!("usage: cargo xtask crash --kills N") };
+    let kills: u32 = kills.parse().with_context(|| format!("{kills} is no number of kills"))?;
+    run("crash::", "LARDER_CRASH_KILLS", &kills.to_string())
+}
+
+/// Lets 16 processes meet at one store, of each kind after the other.
+pub(crate) fn contention(arguments: &[&str]) -> Result<()> {
+    let [] = *arguments else { bail!("usage: cargo xtask contention") };
+    run("contention::", "LARDER_CONTENTION_FULL", "1")
+}
+
+fn run(tests: &str, variable: &str, value: &str) -> Result<()> {
+    let arguments = ["-p", "larder-tests", "--test", "it", "--", tests, "--nocapture", "--test-threads=1"];
+    shell::run(test::built(&arguments)?.env(variable, value))
+}
