@@ -32,6 +32,8 @@ impl<F: Files> JsonStore<F> {
     pub(crate) fn fold(&mut self) -> Result<()> {
         let Some(journal) = &self.journal else { return Ok(()) };
         let names: Vec<String> = journal.bases.keys().cloned().collect();
+        // Before any document has a part of it: if the machine stops on the way, the rest must be had from the journal.
+        self.sync_journal()?;
         for name in names {
             let Some(document) = self.documents.iter().position(|document| document.name == name) else { continue };
             self.refresh(document)?;
@@ -42,6 +44,7 @@ impl<F: Files> JsonStore<F> {
         }
         self.files.remove(&self.journal_path)?;
         self.journal = None;
+        self.synced_end = 0;
         self.is_unsynced = false;
         Ok(())
     }

@@ -66,6 +66,8 @@ pub struct JsonStore<F: Files> {
     /// Whether commits wait for [`JsonStore::flush`].
     pub(crate) is_unsynced: bool,
     has_loaded: bool,
+    /// How much of the journal is known to be on the disk.
+    pub(crate) synced_end: u64,
     /// After a fold that failed: the size of the journal at which the next one is tried.
     fold_from: u64,
     /// Collections that nobody configured here, and that the journal has entities of.
@@ -200,6 +202,7 @@ impl<F: Files> JsonStore<F> {
             has_written: false,
             is_unsynced: false,
             has_loaded: false,
+            synced_end: 0,
             fold_from: 0,
             journalled: BTreeSet::new(),
             cache,
@@ -284,6 +287,7 @@ impl<F: Files> JsonStore<F> {
         if !goes_on {
             // What was laid over the documents is folded into them, or gone.
             self.journal = None;
+            self.synced_end = 0;
             self.forget_where(|document| document.has_journal);
         }
         let Some(stat) = stat else { return Ok(()) };
@@ -402,6 +406,7 @@ impl<F: Files> JsonStore<F> {
     /// Forgets everything that was read; the next call reads it again.
     pub(crate) fn forget(&mut self) {
         self.journal = None;
+        self.synced_end = 0;
         self.forget_where(|_| true);
     }
 
@@ -949,9 +954,16 @@ impl<F: Files> JsonStore<F> {
         Ok(())
     }
 
+    /// Puts the journal on the disk, whoever appended to it.
     pub(crate) fn sync_journal(&mut self) -> Result<()> {
-        let synced = self.files.sync(&self.journal_path);
-        let Err(error) = synced else { return Ok(()) };
+        let end = self.journal.as_ref().map_or(0, |journal| journal.end);
+        if self.synced_end == end {
+            return Ok(());
+        }
+        let Err(error) = self.files.sync(&self.journal_path) else {
+            self.synced_end = end;
+            return Ok(());
+        };
         // Somebody else may have folded it, which puts it on the disk in another place.
         let is_there = match &self.journal {
             Some(journal) => journal.is_there(&self.files, &self.journal_path).unwrap_or(true),
