@@ -9,27 +9,41 @@
 macro_rules! call {
     ($store:expr, $operation:literal, |$guest:ident, $context:ident| $call:expr) => {{
         let deadline = Instant::now() + $store.limits.call_timeout;
+        let (value, lease) = leased!($store, lease(deadline), $operation, |$guest, $context| $call);
+        $store.release(lease);
+        value
+    }};
+}
+
+/// The same for who has more to do with the lease, and says how to get it.
+macro_rules! leased {
+    ($store:expr, $lease:ident($deadline:expr), $operation:literal, |$guest:ident, $context:ident| $call:expr) => {{
         let mut waited = None;
         loop {
-            let mut lease = $store.lease(deadline).await?;
+            let mut lease = $store.$lease($deadline).await?;
             let ended = {
                 let ($guest, $context) = lease.instance.parts();
-                tokio::time::timeout_at(deadline, $call).await
+                tokio::time::timeout_at($deadline, $call).await
             };
             // Whatever the call made of the lock that was waited for, it needs no reserve any more.
             drop(waited.take());
-            match $store.settle(lease, $operation, ended, deadline).await? {
-                Settled::Value(value) => break value,
-                Settled::Again(lock) => waited = Some(lock),
+            match $store.settle(lease, $operation, ended)? {
+                Settled::Value(value, lease) => break (value, lease),
+                Settled::Busy(lease) => {
+                    $store.release(lease);
+                    waited = Some($store.wait_for_lock($deadline).await?);
+                }
             }
         }
     }};
 }
 
+mod group_commit;
 mod leaving;
 mod transaction;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -58,6 +72,7 @@ const REWRITES_MAX: u32 = 16;
 /// Bytes of bodies in one reply: large enough that a crossing costs nothing beside its content.
 pub(crate) const PAGE_BYTES_MAX: u32 = 4 << 20;
 
+use group_commit::Ticket;
 pub(crate) use leaving::Kept;
 use leaving::Use;
 pub use transaction::Transaction;
@@ -193,6 +208,10 @@ struct Store {
     limits: Limits,
     scrutiny: Scrutiny,
     seats: Seats,
+    /// Writes that stand in the queue for an instance.
+    queued_writes: AtomicUsize,
+    /// Of what was loaded, where the instance that was given it has to flush it.
+    loads: Mutex<Vec<Ticket>>,
     opened: OnceLock<Opened>,
 }
 
@@ -218,11 +237,11 @@ enum Seat {
     Many { _permit: OwnedSemaphorePermit },
 }
 
-/// What became of a call.
+/// What became of a call that ended, with the instance that it was made of.
 enum Settled<T> {
-    Value(T),
-    /// It was `busy`; the lock that it needs is kept for it.
-    Again(Reserve),
+    Value(T, Lease),
+    /// To be made again, once the lock that it needs was waited for.
+    Busy(Lease),
 }
 
 /// A lock that was waited for and is kept until the call that needs it was made again.
@@ -336,27 +355,23 @@ impl Store {
         }
     }
 
-    /// The value of a call that ended, or that it has to be made again; the instance is back in its seat unless it
-    /// trapped.
-    async fn settle<T>(
+    /// The value of a call, or that it has to be made again. After any other error of the strategy's the instance is back in
+    /// its seat; where the call trapped or overran, it is gone.
+    fn settle<T>(
         &self,
         mut lease: Lease,
         operation: &'static str,
         ended: Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>,
-        deadline: Instant,
     ) -> Result<Settled<T>> {
         self.scrutiny.note(operation);
         match ended {
             Ok(Ok(Ok(value))) => {
                 lease.instance.is_unsynced = self.leaves_unsynced(operation, lease.instance.is_unsynced);
-                self.release(lease);
-                Ok(Settled::Value(value))
+                Ok(Settled::Value(value, lease))
             }
+            Ok(Ok(Err(error))) if matches!(error.kind, types::ErrorKind::Busy) => Ok(Settled::Busy(lease)),
             Ok(Ok(Err(error))) => {
                 self.release(lease);
-                if matches!(error.kind, types::ErrorKind::Busy) {
-                    return Ok(Settled::Again(self.wait_for_lock(deadline).await?));
-                }
                 Err(self.advised(clean(error)))
             }
             Ok(Err(error)) => Err(instance::trapped(&self.plugin.name, operation, &error, lease.instance.store.data())),
@@ -453,8 +468,20 @@ impl Repository {
         };
         let name = configured.name.clone();
         let section = Value::Object(configured.section.clone()).to_string();
-        let opened = OnceLock::new();
-        let store = Store { name, plugin, pre, lent, section, collections, limits, scrutiny, seats, opened };
+        let store = Store {
+            name,
+            plugin,
+            pre,
+            lent,
+            section,
+            collections,
+            limits,
+            scrutiny,
+            seats,
+            queued_writes: AtomicUsize::new(0),
+            loads: Mutex::default(),
+            opened: OnceLock::new(),
+        };
         let lease = store.lease(Instant::now() + limits.call_timeout).await?;
         store.release(lease);
         Ok(Repository::new(store))
@@ -754,12 +781,18 @@ impl Repository {
         let count = writes.len();
         let writes: Vec<_> = writes.into_iter().map(bindings::write_into).collect();
         let now = crate::clock::now();
-        let results = call!(self.store, "apply", |guest, store| guest.call_apply(store, &writes, atomic, &now));
-        if results.len() != count {
-            return Err(self.store.misbehaved(format!("answers {count} writes with {} results", results.len())));
+        let store = &self.store;
+        let deadline = Instant::now() + store.limits.call_timeout;
+        let (results, lease) = leased!(store, lease_to_write(deadline), "apply", |guest, context| guest
+            .call_apply(context, &writes, atomic, &now));
+        let wrote = results.iter().any(Result::is_ok);
+        if wrote && store.plugin.description.features.deferred_sync {
+            store.make_durable(lease, deadline).await?;
+        } else {
+            store.release(lease);
         }
-        if self.store.plugin.description.features.deferred_sync {
-            self.flush().await?;
+        if results.len() != count {
+            return Err(store.misbehaved(format!("answers {count} writes with {} results", results.len())));
         }
         Ok(results.into_iter().map(|result| result.map(bindings::outcome_from).map_err(clean)).collect())
     }
@@ -850,7 +883,15 @@ impl Repository {
         let count = entities.len() as u64;
         let entities: Vec<_> = entities.into_iter().map(bindings::entity_into).collect();
         let existing = bindings::existing_into(existing);
-        let loaded = call!(self.store, "load", |guest, store| guest.call_load(store, collection, &entities, existing));
+        let store = &self.store;
+        let deadline = Instant::now() + store.limits.call_timeout;
+        let (loaded, mut lease) = leased!(store, lease(deadline), "load", |guest, context| guest
+            .call_load(context, collection, &entities, existing));
+        // Without state in memory, any instance flushes what any was given.
+        if matches!(store.seats, Seats::One(_)) {
+            locked(&store.loads).push(lease.ticket());
+        }
+        store.release(lease);
         let accounted = loaded.written.saturating_add(loaded.unchanged).saturating_add(loaded.skipped);
         if accounted.saturating_add(loaded.refused.len() as u64) != count {
             return Err(self
@@ -900,12 +941,6 @@ impl Repository {
         let findings = call!(self.store, "check", |guest, store| guest.call_check(store));
         larder_model::json::parse_object(findings.as_bytes())
             .map_err(|error| self.store.misbehaved("reports findings that are not a JSON object").caused_by(error))
-    }
-
-    /// Makes what [`Repository::load`] wrote durable; every other write is, once it was answered.
-    pub async fn flush(&self) -> Result<()> {
-        call!(self.store, "flush", |guest, store| guest.call_flush(store));
-        Ok(())
     }
 }
 

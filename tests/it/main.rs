@@ -46,6 +46,9 @@ mod capabilities;
 // Plugins that try what they may not do, and files that are no plugins.
 mod sandbox;
 
+// Writes that share a flush.
+mod group_commit;
+
 // Random operations, the same on every strategy and on a reference in memory.
 mod model;
 

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use larder_model::{ErrorKind, Retry};
+use tokio::sync::oneshot;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
@@ -64,6 +65,8 @@ pub(crate) struct Instance {
     pub(crate) store: Store<State>,
     /// It answered writes that are not durable before a `flush`.
     pub(crate) is_unsynced: bool,
+    /// Who is to be told of its next flush.
+    pub(crate) waiting: Vec<oneshot::Sender<Result<()>>>,
     strategy: Strategy,
 }
 
@@ -78,7 +81,7 @@ impl Instance {
         let mut store = Store::new(pre.engine(), state);
         arm(&mut store);
         match tokio::time::timeout(deadline, pre.instantiate_async(&mut store)).await {
-            Ok(Ok(strategy)) => Ok(Instance { store, is_unsynced: false, strategy }),
+            Ok(Ok(strategy)) => Ok(Instance { store, is_unsynced: false, waiting: Vec::new(), strategy }),
             Ok(Err(error)) => Err(trapped(plugin, "instantiate", &error, store.data())),
             Err(_) => Err(overran(plugin, "instantiate", deadline)),
         }

@@ -54,7 +54,7 @@ impl Kept {
 
 impl Store {
     /// Closes every instance that is idle, whatever becomes of the one before it.
-    async fn close(&self) -> Result<()> {
+    async fn close(self: &Arc<Self>) -> Result<()> {
         let deadline = Instant::now() + self.limits.call_timeout;
         let fresh = self.scrutiny.fresh_instances;
         let idle = match &self.seats {
@@ -76,31 +76,27 @@ impl Store {
     }
 
     /// Whatever comes of it, the instance is not used again.
-    async fn close_instance(&self, mut lease: Lease, deadline: Instant) -> Result<()> {
+    async fn close_instance(self: &Arc<Self>, mut lease: Lease, deadline: Instant) -> Result<()> {
+        if lease.instance.is_unsynced {
+            lease = self.flush_for_all(lease).await?;
+        }
         let plugin = &self.plugin.name;
         let mut waited = None;
         loop {
-            let operation = if lease.instance.is_unsynced { "flush" } else { "close" };
             let ended = {
                 let (guest, store) = lease.instance.parts();
-                match operation {
-                    "flush" => tokio::time::timeout_at(deadline, guest.call_flush(store)).await,
-                    _ => tokio::time::timeout_at(deadline, guest.call_close(store)).await,
-                }
+                tokio::time::timeout_at(deadline, guest.call_close(store)).await
             };
             drop(waited.take());
-            self.scrutiny.note(operation);
+            self.scrutiny.note("close");
             match ended {
-                Ok(Ok(Ok(()))) if operation == "flush" => lease.instance.is_unsynced = false,
                 Ok(Ok(Ok(()))) => return Ok(()),
                 Ok(Ok(Err(error))) if matches!(error.kind, types::ErrorKind::Busy) => {
                     waited = Some(self.wait_for_lock(deadline).await?);
                 }
                 Ok(Ok(Err(error))) => return Err(self.advised(clean(error))),
-                Ok(Err(error)) => {
-                    return Err(instance::trapped(plugin, operation, &error, lease.instance.store.data()));
-                }
-                Err(_) => return Err(instance::overran(plugin, operation, self.limits.call_timeout)),
+                Ok(Err(error)) => return Err(instance::trapped(plugin, "close", &error, lease.instance.store.data())),
+                Err(_) => return Err(instance::overran(plugin, "close", self.limits.call_timeout)),
             }
         }
     }
@@ -160,7 +156,11 @@ impl Repository {
     /// # Errors
     /// `not-found` where [`Repository::restore_points`] has no point of that name.
     pub async fn restore(&self, name: &str) -> Result<Vec<String>> {
-        let done = call!(self.store, "restore", |guest, store| guest.call_restore(store, name));
+        let store = &self.store;
+        let deadline = Instant::now() + store.limits.call_timeout;
+        let (done, lease) =
+            leased!(store, lease_flushed(deadline), "restore", |guest, context| guest.call_restore(context, name));
+        store.release(lease);
         Ok(done.iter().map(|line| one_line(line)).collect())
     }
 }

@@ -15,9 +15,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use wasmtime::component::ResourceAny;
 
-use super::{Lease, Repository, Store, clean};
+use super::{Lease, Repository, Settled, Store, clean};
 use crate::error::{Error, Result};
-use crate::plugin::bindings::{self, types};
+use crate::plugin::bindings;
 use crate::plugin::instance;
 
 /// Reads and writes that happen as one, or not at all.
@@ -109,37 +109,13 @@ impl Repository {
     /// # Errors
     /// `unsupported` where the strategy has no transactions; `timeout` where others hold the store for too long.
     pub async fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
-        let store: &Store = &self.store;
+        let store = &self.store;
         let isolation = isolation.map(bindings::isolation_into);
         let deadline = Instant::now() + store.limits.call_timeout;
-        let mut waited = None;
-        loop {
-            let mut lease = store.lease(deadline).await?;
-            let ended = {
-                let (guest, context) = lease.instance.parts();
-                tokio::time::timeout_at(deadline, guest.call_begin(context, isolation, read_only)).await
-            };
-            drop(waited.take());
-            store.scrutiny.note("begin");
-            match ended {
-                Ok(Ok(Ok(resource))) => {
-                    return Ok(Transaction::new(self.clone(), Open { lease, resource }));
-                }
-                Ok(Ok(Err(error))) if matches!(error.kind, types::ErrorKind::Busy) => {
-                    store.release(lease);
-                    waited = Some(store.wait_for_lock(deadline).await?);
-                }
-                Ok(Ok(Err(error))) => {
-                    store.release(lease);
-                    return Err(store.advised(clean(error)));
-                }
-                Ok(Err(error)) => {
-                    let state = lease.instance.store.data();
-                    return Err(instance::trapped(&store.plugin.name, "begin", &error, state));
-                }
-                Err(_) => return Err(instance::overran(&store.plugin.name, "begin", store.limits.call_timeout)),
-            }
-        }
+        // It may keep the instance for long, and those that wait for a flush of it do not wait for that.
+        let (resource, lease) = leased!(store, lease_flushed(deadline), "begin", |guest, context| guest
+            .call_begin(context, isolation, read_only));
+        Ok(Transaction::new(self.clone(), Open { lease, resource }))
     }
 }
 
@@ -243,34 +219,29 @@ impl Transaction {
     }
 
     async fn end(self, commit: bool) -> Result<()> {
-        let store: &Store = &self.repository.store;
-        let Some(mut open) = self.open.lock().await.take() else { return Err(expired(store)) };
+        let store = &self.repository.store;
+        let Some(Open { mut lease, resource }) = self.open.lock().await.take() else { return Err(expired(store)) };
         let operation = if commit { "transaction.commit" } else { "transaction.rollback" };
+        let deadline = Instant::now() + store.limits.call_timeout;
         let ended = {
-            let (guest, context) = open.lease.instance.parts();
+            let (guest, context) = lease.instance.parts();
             let guest = guest.transaction();
-            let timeout = store.limits.call_timeout;
             if commit {
-                tokio::time::timeout(timeout, guest.call_commit(context, open.resource)).await
+                tokio::time::timeout_at(deadline, guest.call_commit(context, resource)).await
             } else {
-                tokio::time::timeout(timeout, guest.call_rollback(context, open.resource)).await
+                tokio::time::timeout_at(deadline, guest.call_rollback(context, resource)).await
             }
         };
-        store.scrutiny.note(operation);
-        match ended {
-            Ok(Ok(answer)) => {
-                open.lease.instance.is_unsynced = store.leaves_unsynced(operation, open.lease.instance.is_unsynced);
-                store.release(open.lease);
-                answer.map_err(|error| store.advised(clean(error)))?;
-                if commit && store.plugin.description.features.deferred_sync {
-                    self.repository.flush().await?;
-                }
+        match store.settle(lease, operation, ended)? {
+            Settled::Value((), lease) if commit && store.plugin.description.features.deferred_sync => {
+                store.make_durable(lease, deadline).await
+            }
+            Settled::Value((), lease) => {
+                store.release(lease);
                 Ok(())
             }
-            Ok(Err(error)) => {
-                Err(instance::trapped(&store.plugin.name, operation, &error, open.lease.instance.store.data()))
-            }
-            Err(_) => Err(instance::overran(&store.plugin.name, operation, store.limits.call_timeout)),
+            // It cannot be asked again: the handle is gone.
+            Settled::Busy(_) => Err(store.misbehaved("answers `busy` to the end of a transaction")),
         }
     }
 }
