@@ -5,16 +5,18 @@
 //! one, and every call is bounded. Messages name the path that the plugin gave, never where the directory lies.
 //!
 //! Work of microseconds runs where it is called; a blocking thread would cost more than it saves. Syncs, listings and
-//! larger transfers run on blocking threads.
+//! larger transfers run on blocking threads. Files that are used again and again stay open (`kept`).
+
+mod kept;
 
 use std::{
     collections::{HashSet, hash_map::DefaultHasher},
-    fs::{File, TryLockError},
+    fs::File,
     hash::{BuildHasher, Hash, Hasher, RandomState},
     io::{self, ErrorKind as Io, Write},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, Weak},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -22,18 +24,25 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, Metadata, MetadataExt, OpenOptions, OpenOptionsExt, PermissionsExt},
 };
+use kept::{Kept, Opened, Purpose, is_regular};
 use larder_model::json::quoted;
 use larder_model::{Error, ErrorKind, Result, Retry};
-use rustix::{fs::OFlags, io::Errno};
+use rustix::{
+    buffer::spare_capacity,
+    fs::{AtFlags, FlockOperation, OFlags, Stat},
+    io::Errno,
+};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, timeout_at},
 };
 
 /// The most that one `read` brings, whatever was asked for: the bytes are held here and in the plugin at once.
 const READ_BYTES_MAX: u32 = 64 << 20;
-/// Transfers up to this size run where they are called.
-const INLINE_BYTES_MAX: usize = 64 << 10;
+/// Transfers up to these sizes run where they are called. To read what memory holds takes less time than a blocking thread
+/// takes to wake; a write also makes pages.
+const INLINE_READ_BYTES_MAX: usize = 256 << 10;
+const INLINE_WRITE_BYTES_MAX: usize = 64 << 10;
 /// The most that `entries` lists.
 const ENTRIES_MAX: usize = 10_000;
 /// The most names that `entries` looks at, so that a directory that is no store's cannot fill the memory.
@@ -44,9 +53,14 @@ const HANDLES_MAX: usize = 64;
 const PATH_BYTES_MAX: usize = 4096;
 /// How often a lock file that was replaced between open and lock is opened again.
 const LOCK_ATTEMPTS_MAX: u32 = 16;
-/// Back-off between two looks at a lock that another process holds.
-const LOCK_POLL_MIN: Duration = Duration::from_micros(200);
-const LOCK_POLL_MAX: Duration = Duration::from_millis(10);
+/// So long, whoever is first in the queue for a lock looks at it without pause: most are held for less.
+const LOCK_SPIN: Duration = Duration::from_micros(100);
+/// Then it pauses between two looks for a fixed part of what it has waited already, within these bounds.
+const LOCK_PAUSE_PART: u32 = 16;
+const LOCK_PAUSE_MIN: Duration = Duration::from_micros(50);
+const LOCK_PAUSE_MAX: Duration = Duration::from_millis(10);
+/// Pauses below this are slept through on a blocking thread: the runtime's clock ticks in milliseconds.
+const LOCK_PAUSE_COARSE_MIN: Duration = Duration::from_millis(2);
 /// What the turnstile of a lock file is called.
 const TURNSTILE_SUFFIX: &str = ".turn";
 /// What an unfinished replacement is called: `.<document>.<pid>-<random>.tmp`.
@@ -77,7 +91,7 @@ pub enum LockMode {
 pub struct Directory(Arc<Inner>, Held);
 
 /// The lock files that one instance holds.
-type Held = Arc<Mutex<Vec<Weak<File>>>>;
+type Held = Arc<Mutex<Vec<Weak<LockedFile>>>>;
 
 #[derive(Debug)]
 struct Inner {
@@ -87,7 +101,10 @@ struct Inner {
     wanted: Mutex<Option<(String, LockMode)>>,
     /// The lock that was waited for, until the plugin's next try takes it.
     reserve: Mutex<Option<(String, LockMode, Lock)>>,
+    /// One at a time queues for a turnstile, on a thread that nothing can interrupt.
+    queue: Arc<tokio::sync::Mutex<()>>,
     handles: Arc<Semaphore>,
+    kept: Arc<Kept>,
     /// Folders with names that are not durable yet, because `append` made a file or `remove` took one away.
     unsynced_folders: Mutex<HashSet<PathBuf>>,
     /// Folders in which what crashed processes left was looked for.
@@ -98,8 +115,26 @@ struct Inner {
 #[derive(Debug)]
 pub struct Lock {
     /// None where the directory cannot be written to and has no lock file. Work that goes on holds it too.
-    file: Option<Arc<File>>,
+    file: Option<Arc<LockedFile>>,
     _handle: OwnedSemaphorePermit,
+}
+
+/// A file with a lock on it, which is let go when this is dropped. The file may stay open for the next lock.
+#[derive(Debug)]
+struct LockedFile {
+    opened: Option<Opened>,
+    kept: Weak<Kept>,
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        if let Some(opened) = self.opened.take()
+            && let Some(kept) = self.kept.upgrade()
+            && rustix::fs::flock(&opened.file, FlockOperation::Unlock).is_ok()
+        {
+            kept.put(opened);
+        }
+    }
 }
 
 /// A new document beside the old one. Dropped without [`Replacement::commit`], it leaves nothing.
@@ -149,7 +184,9 @@ impl Directory {
                 opened: Mutex::default(),
                 wanted: Mutex::default(),
                 reserve: Mutex::default(),
+                queue: Arc::default(),
                 handles: Arc::new(Semaphore::new(HANDLES_MAX)),
+                kept: Arc::default(),
                 unsynced_folders: Mutex::default(),
                 swept_folders: Mutex::default(),
             }),
@@ -173,7 +210,7 @@ impl Directory {
     /// say. So until its end it holds every lock that its instance held, or it would write over what the next holder of
     /// a lock wrote.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        let held: Vec<Arc<File>> = locked(&self.1).iter().filter_map(Weak::upgrade).collect();
+        let held: Vec<Arc<LockedFile>> = locked(&self.1).iter().filter_map(Weak::upgrade).collect();
         let guarded = move || {
             let result = work();
             drop(held);
@@ -228,7 +265,7 @@ impl Directory {
     pub async fn wait_for_lock(&self, deadline: Instant) -> Result<()> {
         let Some((name, mode)) = locked(&self.0.wanted).take() else {
             // Busy without a lock: something inside the plugin is in use. There is nothing to wait for but time.
-            tokio::time::sleep_until(deadline.min(Instant::now() + LOCK_POLL_MAX)).await;
+            tokio::time::sleep_until(deadline.min(Instant::now() + LOCK_PAUSE_MAX)).await;
             return if Instant::now() < deadline {
                 Ok(())
             } else {
@@ -236,9 +273,12 @@ impl Directory {
             };
         };
         let handle = self.handle()?;
-        let turnstile = format!("{name}{TURNSTILE_SUFFIX}");
-        let turn = self.poll_lock(&turnstile, mode, LockMode::Exclusive, deadline, &name).await?;
-        let file = self.poll_lock(&name, mode, mode, deadline, &name).await?;
+        let late = || {
+            let message = format!("the lock file {name} is held by another process");
+            Error { retry: Retry::Safe, ..Error::new(ErrorKind::Timeout, message) }
+        };
+        let turn = timeout_at(deadline, self.take_turn(&name, mode)).await.map_err(|_| late())??;
+        let file = timeout_at(deadline, self.poll_lock(&name, mode, mode)).await.map_err(|_| late())??;
         drop(turn);
         *locked(&self.0.reserve) = Some((name, mode, Lock { file: file.map(Arc::new), _handle: handle }));
         Ok(())
@@ -250,59 +290,101 @@ impl Directory {
         *locked(&self.0.wanted) = None;
     }
 
-    async fn poll_lock(
-        &self,
-        file_name: &str,
-        purpose: LockMode,
-        mode: LockMode,
-        deadline: Instant,
-        name: &str,
-    ) -> Result<Option<File>> {
-        let mut pause = LOCK_POLL_MIN;
+    /// The turnstile of a lock, held alone: whoever has it is first in the queue.
+    ///
+    /// The queue is the kernel's, which is fair, costs nothing while it stands still, and forgets whoever dies. But
+    /// nothing calls a thread back that stands in it: one whose caller was given up stays until its turn and passes it
+    /// on. That is soon, since those in front have deadlines too; and it is one thread, since others of this grant queue
+    /// behind it. The lock itself, which somebody may hold for ever, nobody waits for like this.
+    async fn take_turn(&self, name: &str, purpose: LockMode) -> Result<Option<LockedFile>> {
+        let turnstile = format!("{name}{TURNSTILE_SUFFIX}");
+        let place = self.0.queue.clone().lock_owned().await;
+        match self.lock_file(&turnstile, purpose, LockMode::Exclusive)? {
+            Attempt::Held(file) => return Ok(Some(file)),
+            Attempt::NoFile => return Ok(None),
+            Attempt::Refused => {}
+        }
+        if let Some(opened) = self.open_lock_file(&turnstile, purpose)? {
+            let (sender, receiver) = oneshot::channel();
+            let queue = move || {
+                let locked =
+                    rustix::io::retry_on_intr(|| rustix::fs::flock(&opened.file, FlockOperation::LockExclusive));
+                // Closing it, where nobody takes it, lets the lock go.
+                let _ = sender.send(locked.map(|()| opened));
+                drop(place);
+            };
+            // Not one of the runtime's threads, whose end a program waits for.
+            let _ = thread::Builder::new().name("lock queue".to_string()).spawn(queue);
+            if let Ok(Ok(opened)) = receiver.await
+                && self.is_at(&turnstile, &opened)?
+            {
+                return Ok(Some(self.locked_file(opened)));
+            }
+        }
+        // There is no such queue here, or the turnstile was replaced.
+        self.poll_lock(&turnstile, purpose, LockMode::Exclusive).await
+    }
+
+    /// Looks at a lock until it is free.
+    async fn poll_lock(&self, name: &str, purpose: LockMode, mode: LockMode) -> Result<Option<LockedFile>> {
+        let begun = Instant::now();
         loop {
-            match self.lock_file(file_name, purpose, mode)? {
+            match self.lock_file(name, purpose, mode)? {
                 Attempt::Held(file) => return Ok(Some(file)),
                 Attempt::NoFile => return Ok(None),
                 Attempt::Refused => {}
             }
-            let now = Instant::now();
-            if now >= deadline {
-                let message = format!("the lock file {name} is held by another process");
-                return Err(Error { retry: Retry::Safe, ..Error::new(ErrorKind::Timeout, message) });
+            let waited = begun.elapsed();
+            let pause = (waited / LOCK_PAUSE_PART).clamp(LOCK_PAUSE_MIN, LOCK_PAUSE_MAX);
+            if waited < LOCK_SPIN {
+                tokio::task::yield_now().await;
+            } else if pause < LOCK_PAUSE_COARSE_MIN {
+                let _ = tokio::task::spawn_blocking(move || thread::sleep(pause)).await;
+            } else {
+                tokio::time::sleep(pause).await;
             }
-            tokio::time::sleep_until(deadline.min(now + pause)).await;
-            pause = (pause * 3 / 2).min(LOCK_POLL_MAX);
         }
     }
 
     /// One try. `purpose` is what the caller's lock is for: only shared ones do without the right to write.
     fn lock_file(&self, name: &str, purpose: LockMode, mode: LockMode) -> Result<Attempt> {
+        let operation = match mode {
+            LockMode::Shared => FlockOperation::NonBlockingLockShared,
+            LockMode::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        };
         for _ in 0..LOCK_ATTEMPTS_MAX {
-            let file = match self.open_lock_file(name, purpose)? {
-                Some(file) => file,
-                None => return Ok(Attempt::NoFile),
+            let Some(opened) = self.open_lock_file(name, purpose)? else { return Ok(Attempt::NoFile) };
+            let is_locked = match rustix::fs::flock(&opened.file, operation) {
+                Ok(()) => true,
+                Err(Errno::WOULDBLOCK) => false,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(io_error(name, &errno.into())),
             };
-            let tried = match mode {
-                LockMode::Shared => file.try_lock_shared(),
-                LockMode::Exclusive => file.try_lock(),
-            };
-            match tried {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(Attempt::Refused),
-                Err(TryLockError::Error(error)) => return Err(io_error(name, &error)),
+            // A lock on a file that was removed or replaced meanwhile would exclude nobody, and tells nothing of who
+            // holds the one that is there.
+            if self.is_at(name, &opened)? {
+                if is_locked {
+                    return Ok(Attempt::Held(self.locked_file(opened)));
+                }
+                self.0.kept.put(opened);
+                return Ok(Attempt::Refused);
             }
-            // A lock on a file that was removed or replaced meanwhile would exclude nobody.
-            let locked_file = Metadata::from_file(&file).map_err(|error| io_error(name, &error))?;
-            if let Some(there) = self.metadata(name)?
-                && (there.dev(), there.ino()) == (locked_file.dev(), locked_file.ino())
-            {
-                return Ok(Attempt::Held(file));
-            }
+            self.0.kept.forget(name);
         }
         Err(Error::new(ErrorKind::Unavailable, format!("the lock file {name} is replaced again and again")))
     }
 
-    fn open_lock_file(&self, name: &str, purpose: LockMode) -> Result<Option<File>> {
+    fn locked_file(&self, opened: Opened) -> LockedFile {
+        LockedFile { opened: Some(opened), kept: Arc::downgrade(&self.0.kept) }
+    }
+
+    /// A lock file with no lock on it, and for this caller alone. It may be one that was kept open: whether it is the
+    /// one that is there is to be looked at when it is locked.
+    fn open_lock_file(&self, name: &str, purpose: LockMode) -> Result<Option<Opened>> {
+        if let Some(opened) = self.0.kept.take(name, Purpose::Lock).or_else(|| self.open_directly(name, Purpose::Lock))
+        {
+            return Ok(Some(opened));
+        }
         if purpose == LockMode::Shared && self.dir()?.is_none() {
             return Ok(None);
         }
@@ -311,7 +393,7 @@ impl Directory {
             open_regular(&dir, name, OpenOptions::new().read(true).write(true).create(true))
         });
         match made {
-            Ok(file) => Ok(Some(file)),
+            Ok(opened) => Ok(Some(opened)),
             Err(error) if purpose == LockMode::Shared && error.kind == ErrorKind::Denied => match self.dir()? {
                 Some(dir) => absent_is_none(open_regular(&dir, name, OpenOptions::new().read(true))),
                 None => Ok(None),
@@ -323,8 +405,11 @@ impl Directory {
     /// `files.stat`.
     pub async fn stat(&self, path: &str) -> Result<Option<FileStat>> {
         check_path(path)?;
+        if let Some(seen) = self.glance(path) {
+            return Ok(seen.as_ref().map(stat_of));
+        }
         match self.metadata(path)? {
-            Some(metadata) if metadata.is_file() => Ok(Some(stat_of(&metadata))),
+            Some(metadata) if metadata.is_file() => Ok(Some(stat_of_metadata(&metadata))),
             Some(_) => Err(not_regular(path)),
             None => Ok(None),
         }
@@ -333,51 +418,53 @@ impl Directory {
     /// `files.read`: at most [`READ_BYTES_MAX`] a call.
     pub async fn read(&self, path: &str, offset: u64, max_bytes: u32) -> Result<Option<Vec<u8>>> {
         check_path(path)?;
-        let Some(dir) = self.dir()? else { return Ok(None) };
-        let Some(file) = absent_is_none(open_regular(&dir, path, OpenOptions::new().read(true)))? else {
-            return Ok(None);
-        };
-        let size = file.metadata().map_err(|error| io_error(path, &error))?.len();
-        let wanted = size.saturating_sub(offset).min(max_bytes.min(READ_BYTES_MAX).into()) as usize;
+        let Some(opened) = self.open_to_read(path)? else { return Ok(None) };
+        let left = (opened.stat.st_size as u64).saturating_sub(offset);
+        let wanted = left.min(max_bytes.min(READ_BYTES_MAX).into()) as usize;
         let name = path.to_string();
-        let read = move || read_up_to(&file, offset, wanted).map_err(|error| io_error(&name, &error));
-        if wanted <= INLINE_BYTES_MAX { read().map(Some) } else { self.blocking(read).await.map(Some) }
+        let read = move || {
+            let bytes = read_up_to(&opened.file, offset, wanted).map_err(|error| io_error(&name, &error))?;
+            Ok((opened, bytes))
+        };
+        let (opened, bytes) = if wanted <= INLINE_READ_BYTES_MAX { read()? } else { self.blocking(read).await? };
+        self.0.kept.put(opened);
+        Ok(Some(bytes))
     }
 
     /// `files.append`.
     pub async fn append(&self, path: &str, data: Vec<u8>) -> Result<FileStat> {
         check_path(path)?;
-        let dir = self.dir_for_writing()?;
-        make_parents(&dir, path)?;
-        let is_new = absent_is_none(dir.symlink_metadata(path).map_err(|error| io_error(path, &error)))?.is_none();
-        let file = open_regular(&dir, path, OpenOptions::new().read(true).append(true).create(true))?;
-        if is_new {
-            locked(&self.0.unsynced_folders).insert(folder_of(path));
-        }
+        let opened = self.open_to_append(path)?;
         let name = path.to_string();
-        let small = data.len() <= INLINE_BYTES_MAX;
+        let small = data.len() <= INLINE_WRITE_BYTES_MAX;
         let append = move || {
-            (&file).write_all(&data).map_err(|error| io_error(&name, &error))?;
-            mark_changed(&file);
-            stat_of_file(&file, &name)
+            (&opened.file).write_all(&data).map_err(|error| io_error(&name, &error))?;
+            mark_changed(&opened.file);
+            let stat = stat_of_file(&opened.file, &name)?;
+            Ok((opened, stat))
         };
-        if small { append() } else { self.blocking(append).await }
+        let (opened, stat) = if small { append()? } else { self.blocking(append).await? };
+        self.0.kept.put(opened);
+        Ok(stat)
     }
 
     /// `files.sync`: the file, and its name where that is new.
     pub async fn sync(&self, path: &str) -> Result<()> {
         check_path(path)?;
+        let opened = self.open_to_read(path)?.ok_or_else(|| no_file(path))?;
         let dir = self.dir()?.ok_or_else(|| no_file(path))?;
-        let file = open_regular(&dir, path, OpenOptions::new().read(true))?;
         let folder = folder_of(path);
         let folder_too = locked(&self.0.unsynced_folders).contains(&folder);
         let name = path.to_string();
         let synced = folder.clone();
-        self.blocking(move || {
-            file.sync_data().map_err(|error| io_error(&name, &error))?;
-            if folder_too { sync_folder(&dir, &synced) } else { Ok(()) }
-        })
-        .await?;
+        let sync = move || {
+            opened.file.sync_data().map_err(|error| io_error(&name, &error))?;
+            if folder_too {
+                sync_folder(&dir, &synced)?;
+            }
+            Ok(opened)
+        };
+        self.0.kept.put(self.blocking(sync).await?);
         if folder_too {
             locked(&self.0.unsynced_folders).remove(&folder);
         }
@@ -387,10 +474,16 @@ impl Directory {
     /// `files.truncate`.
     pub async fn truncate(&self, path: &str, size: u64) -> Result<()> {
         check_path(path)?;
-        let dir = self.dir()?.ok_or_else(|| no_file(path))?;
-        let file = open_regular(&dir, path, OpenOptions::new().write(true))?;
-        file.set_len(size).map_err(|error| io_error(path, &error))?;
-        mark_changed(&file);
+        let opened = match self.reopen(path, Purpose::Write) {
+            Some(opened) => opened,
+            None => {
+                let dir = self.dir()?.ok_or_else(|| no_file(path))?;
+                open_regular(&dir, path, OpenOptions::new().write(true))?
+            }
+        };
+        opened.file.set_len(size).map_err(|error| io_error(path, &error))?;
+        mark_changed(&opened.file);
+        self.0.kept.put(opened);
         Ok(())
     }
 
@@ -405,6 +498,7 @@ impl Directory {
             return Err(not_regular(path));
         }
         let removed = dir.remove_file(path).map_err(|error| io_error(path, &error));
+        self.0.kept.forget(path);
         locked(&self.0.unsynced_folders).insert(folder_of(path));
         Ok(absent_is_none(removed)?.is_some())
     }
@@ -450,11 +544,79 @@ impl Directory {
         Replacement { directory: self.clone(), path: path.to_string(), state: State::New }
     }
 
+    /// One look at a path: a regular file that lies in the directory itself, or that there is none. None where that does
+    /// not tell: a link, something else, folders on the way, a directory that is not open or was removed.
+    ///
+    /// A file that is found shows that the directory is still there: in one that was removed nothing lies.
+    fn glance(&self, path: &str) -> Option<Option<Stat>> {
+        let dir = self.directly(path)?;
+        match rustix::fs::statat(&*dir, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => is_regular(&stat).then_some(Some(stat)),
+            Err(Errno::NOENT) => exists(&dir).then_some(None),
+            Err(_) => None,
+        }
+    }
+
+    /// The directory as it was opened last, for a path that is the name of something in it. Such a name, not followed
+    /// where it is a link, leads nowhere else.
+    fn directly(&self, path: &str) -> Option<Arc<Dir>> {
+        if path.contains('/') { None } else { locked(&self.0.opened).clone() }
+    }
+
+    fn open_directly(&self, path: &str, purpose: Purpose) -> Option<Opened> {
+        Opened::in_directory(&*self.directly(path)?, path, purpose)
+    }
+
+    /// Whether the path leads to this very file.
+    fn is_at(&self, path: &str, opened: &Opened) -> Result<bool> {
+        if let Some(seen) = self.glance(path) {
+            return Ok(seen.is_some_and(|there| opened.is(&there)));
+        }
+        let number = (opened.stat.st_dev, opened.stat.st_ino);
+        Ok(self.metadata(path)?.is_some_and(|there| (there.dev(), there.ino()) == number))
+    }
+
+    /// The file at a path, if it was kept open or can be opened without further ado.
+    fn reopen(&self, path: &str, purpose: Purpose) -> Option<Opened> {
+        while let Some(mut opened) = self.0.kept.take(path, purpose) {
+            match self.glance(path) {
+                Some(Some(there)) if opened.is(&there) => {
+                    opened.stat = there;
+                    return Some(opened);
+                }
+                _ => opened.close(),
+            }
+        }
+        self.open_directly(path, purpose)
+    }
+
+    fn open_to_read(&self, path: &str) -> Result<Option<Opened>> {
+        if let Some(opened) = self.reopen(path, Purpose::Read) {
+            return Ok(Some(opened));
+        }
+        let Some(dir) = self.dir()? else { return Ok(None) };
+        absent_is_none(open_regular(&dir, path, OpenOptions::new().read(true)))
+    }
+
+    fn open_to_append(&self, path: &str) -> Result<Opened> {
+        if let Some(opened) = self.reopen(path, Purpose::Write) {
+            return Ok(opened);
+        }
+        let dir = self.dir_for_writing()?;
+        make_parents(&dir, path)?;
+        let is_new = absent_is_none(dir.symlink_metadata(path).map_err(|error| io_error(path, &error)))?.is_none();
+        let opened = open_regular(&dir, path, OpenOptions::new().read(true).append(true).create(true))?;
+        if is_new {
+            locked(&self.0.unsynced_folders).insert(folder_of(path));
+        }
+        Ok(opened)
+    }
+
     /// The directory, where it exists. One that was removed meanwhile is looked for again under its path.
     fn dir(&self) -> Result<Option<Arc<Dir>>> {
         let mut opened = locked(&self.0.opened);
         if let Some(dir) = &*opened
-            && dir.dir_metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+            && exists(dir)
         {
             return Ok(Some(dir.clone()));
         }
@@ -543,7 +705,7 @@ impl Replacement {
     pub async fn write(&mut self, data: Vec<u8>) -> Result<()> {
         let mut temporary = self.take_open()?;
         let path = self.path.clone();
-        let small = data.len() <= INLINE_BYTES_MAX;
+        let small = data.len() <= INLINE_WRITE_BYTES_MAX;
         let write = move || match temporary.file.write_all(&data) {
             Ok(()) => Ok(temporary),
             Err(error) => Err(io_error(&path, &error)),
@@ -569,6 +731,7 @@ impl Replacement {
         let temporary = self.take_open()?;
         let path = std::mem::take(&mut self.path);
         let keep_old_as = keep_old_as.map(str::to_string);
+        self.directory.0.kept.forget(&path);
         self.directory.blocking(move || commit(temporary, &path, keep_old_as.as_deref(), durable)).await
     }
 
@@ -647,7 +810,7 @@ fn links_are_refused(error: &io::Error) -> bool {
 }
 
 enum Attempt {
-    Held(File),
+    Held(LockedFile),
     Refused,
     NoFile,
 }
@@ -698,27 +861,24 @@ fn sync_folder(dir: &Dir, folder: &Path) -> Result<()> {
 }
 
 /// Opens without waiting for the other end of a FIFO or for a device, and takes regular files only.
-fn open_regular(dir: &Dir, path: &str, options: &mut OpenOptions) -> Result<File> {
+fn open_regular(dir: &Dir, path: &str, options: &mut OpenOptions) -> Result<Opened> {
     options.custom_flags(OFlags::NONBLOCK.bits() as i32);
-    let file = dir.open_with(path, options).map_err(|error| io_error(path, &error))?;
-    if !file.metadata().map_err(|error| io_error(path, &error))?.is_file() {
-        return Err(not_regular(path));
-    }
-    Ok(file.into_std())
+    let file = dir.open_with(path, options).map_err(|error| io_error(path, &error))?.into_std();
+    let stat = rustix::fs::fstat(&file).map_err(|errno| io_error(path, &errno.into()))?;
+    if is_regular(&stat) { Ok(Opened::once(file, stat)) } else { Err(not_regular(path)) }
 }
 
 fn read_up_to(file: &File, offset: u64, wanted: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; wanted];
-    let mut filled = 0;
-    while filled < wanted {
-        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+    let mut bytes = Vec::with_capacity(wanted);
+    while bytes.len() < wanted {
+        let from = offset + bytes.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut bytes), from) {
             Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == Io::Interrupted => {}
-            Err(error) => return Err(error),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
-    bytes.truncate(filled);
+    bytes.truncate(wanted);
     Ok(bytes)
 }
 
@@ -750,7 +910,7 @@ fn list(dir: &Dir, folder: &str, name_prefix: &str) -> Result<Vec<(String, FileS
         if let Ok(metadata) = dir.metadata(&path)
             && metadata.is_file()
         {
-            entries.push((path, stat_of(&metadata)));
+            entries.push((path, stat_of_metadata(&metadata)));
         }
         if entries.len() == ENTRIES_MAX {
             break;
@@ -796,15 +956,31 @@ fn sweep(dir: &Dir, folder: &Path) {
     }
 }
 
-fn stat_of_file(file: &File, path: &str) -> Result<FileStat> {
-    Metadata::from_file(file).map(|metadata| stat_of(&metadata)).map_err(|error| io_error(path, &error))
+/// Nothing can be made any more in a directory that was removed, and nothing lies there.
+fn exists(dir: &Dir) -> bool {
+    rustix::fs::fstat(dir).is_ok_and(|stat| stat.st_nlink > 0)
 }
 
-fn stat_of(metadata: &Metadata) -> FileStat {
+fn stat_of_file(file: &File, path: &str) -> Result<FileStat> {
+    rustix::fs::fstat(file).map(|stat| stat_of(&stat)).map_err(|errno| io_error(path, &errno.into()))
+}
+
+// How wide the system's numbers are differs from one to the next.
+#[allow(clippy::unnecessary_cast)]
+fn stat_of(stat: &Stat) -> FileStat {
+    let times = [stat.st_mtime as i64, stat.st_mtime_nsec as i64, stat.st_ctime as i64, stat.st_ctime_nsec as i64];
+    file_stat(stat.st_dev as u64, stat.st_ino as u64, stat.st_size as u64, times)
+}
+
+fn stat_of_metadata(metadata: &Metadata) -> FileStat {
+    let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
+    file_stat(metadata.dev(), metadata.ino(), metadata.size(), times)
+}
+
+fn file_stat(device: u64, inode: u64, size: u64, times: [i64; 4]) -> FileStat {
     let mut hasher = DefaultHasher::new();
-    let times = (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec());
-    (metadata.dev(), metadata.ino(), metadata.size(), times).hash(&mut hasher);
-    FileStat { size: metadata.size(), generation: hasher.finish() }
+    (device, inode, size, times).hash(&mut hasher);
+    FileStat { size, generation: hasher.finish() }
 }
 
 fn not_regular(path: &str) -> Error {
@@ -992,7 +1168,7 @@ mod tests {
     async fn a_replacement_that_is_dropped_leaves_nothing() {
         let (outer, directory) = store();
         let mut replacement = directory.replacement("doc");
-        replacement.write(vec![b'x'; 3 * INLINE_BYTES_MAX]).await.unwrap();
+        replacement.write(vec![b'x'; 3 * INLINE_WRITE_BYTES_MAX]).await.unwrap();
         assert_eq!(fs::read_dir(outer.path().join("store")).unwrap().count(), 1);
         assert_eq!(directory.entries("").await.unwrap(), []);
         drop(replacement);
@@ -1101,10 +1277,284 @@ mod tests {
     async fn a_lock_file_that_was_replaced_excludes_all_the_same() {
         let (outer, one) = store();
         let two = Directory::new(outer.path().join("store"));
-        drop(one.try_acquire("lock", LockMode::Exclusive).await.unwrap());
-        fs::remove_file(outer.path().join("store/lock")).unwrap();
-        let _held = one.try_acquire("lock", LockMode::Exclusive).await.unwrap().unwrap();
-        assert!(two.try_acquire("lock", LockMode::Exclusive).await.unwrap().is_none());
+        for file in ["lock", "lock.turn"] {
+            for directory in [&one, &two, &one, &two] {
+                drop(directory.try_acquire("lock", LockMode::Exclusive).await.unwrap().unwrap());
+            }
+            let old = one.try_acquire("lock", LockMode::Exclusive).await.unwrap().unwrap();
+            assert!(two.try_acquire("lock", LockMode::Exclusive).await.unwrap().is_none());
+            fs::remove_file(outer.path().join("store").join(file)).unwrap();
+            if file == "lock" {
+                // Who holds the old file keeps nobody out of the new one.
+                let new = two.try_acquire("lock", LockMode::Exclusive).await.unwrap().unwrap();
+                drop(old);
+                assert!(one.try_acquire("lock", LockMode::Exclusive).await.unwrap().is_none());
+                drop(new);
+            }
+        }
+        for directory in [&one, &two] {
+            drop(directory.try_acquire("lock", LockMode::Exclusive).await.unwrap().unwrap());
+            fs::remove_file(outer.path().join("store/lock")).unwrap();
+            let _held = directory.try_acquire("lock", LockMode::Exclusive).await.unwrap().unwrap();
+            for other in [&one, &two] {
+                assert!(other.try_acquire("lock", LockMode::Exclusive).await.unwrap().is_none());
+            }
+        }
+    }
+
+    /// Uses the files so often that they are kept open.
+    async fn warm(directory: &Directory) {
+        for _ in 0..2 {
+            drop(directory.try_acquire("doc.lock", LockMode::Exclusive).await.unwrap().unwrap());
+            directory.append("doc", b"warm".to_vec()).await.unwrap();
+            directory.read("read-only", 0, 1).await.unwrap();
+        }
+        let kept = [("doc", Purpose::Write), ("read-only", Purpose::Read), ("doc.lock", Purpose::Lock)];
+        for (name, purpose) in kept {
+            directory.0.kept.put(directory.0.kept.take(name, purpose).unwrap_or_else(|| panic!("{name} is not kept")));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_replaced_a_file_that_is_kept_open_is_seen_at_once() {
+        let (outer, directory) = store();
+        let store = outer.path().join("store");
+        fs::create_dir(&store).unwrap();
+        for round in 0..3 {
+            fs::write(store.join("read-only"), "old").unwrap();
+            warm(&directory).await;
+            for name in ["doc", "read-only"] {
+                let old = directory.stat(name).await.unwrap().unwrap();
+                fs::write(store.join("new"), format!("new {round}")).unwrap();
+                fs::hard_link(store.join(name), store.join("backup")).unwrap();
+                fs::rename(store.join("new"), store.join(name)).unwrap();
+                assert_eq!(text(&directory, name).await.unwrap(), format!("new {round}"));
+                assert_ne!(directory.stat(name).await.unwrap().unwrap().generation, old.generation);
+                fs::remove_file(store.join("backup")).unwrap();
+            }
+            warm(&directory).await;
+            fs::rename(store.join("doc"), store.join("aside")).unwrap();
+            let before = fs::read(store.join("aside")).unwrap();
+            assert!(directory.truncate("doc", 0).await.is_err());
+            assert!(directory.sync("doc").await.is_err());
+            assert_eq!(text(&directory, "doc").await, None);
+            assert_eq!(directory.stat("doc").await.unwrap(), None);
+            directory.append("doc", b"anew".to_vec()).await.unwrap();
+            assert_eq!(fs::read(store.join("doc")).unwrap(), b"anew");
+            assert_eq!(fs::read(store.join("aside")).unwrap(), before, "round {round}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_took_the_place_of_a_file_that_is_kept_open_is_refused_like_anything_else() {
+        let (outer, directory) = store();
+        let store = outer.path().join("store");
+        let open = Dir::open_ambient_dir(outer.path(), ambient_authority()).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        for (kind, expected) in [
+            ("link outside", ErrorKind::Denied),
+            ("fifo", ErrorKind::InvalidArgument),
+            ("folder", ErrorKind::InvalidArgument),
+        ] {
+            directory.append("read-only", b"x".to_vec()).await.unwrap();
+            warm(&directory).await;
+            for name in ["doc", "read-only", "doc.lock"] {
+                // The very file, reached in another way: its number alone would let it pass.
+                fs::rename(store.join(name), outer.path().join(name)).unwrap();
+                match kind {
+                    "link outside" => symlink(outer.path().join(name), store.join(name)).unwrap(),
+                    "fifo" => {
+                        let path = format!("store/{name}");
+                        rustix::fs::mknodat(&open, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+                    }
+                    _ => fs::create_dir(store.join(name)).unwrap(),
+                }
+            }
+            let answers = [
+                directory.read("doc", 0, 10).await.err(),
+                directory.read("read-only", 0, 10).await.err(),
+                directory.stat("doc").await.err(),
+                directory.append("doc", b"x".to_vec()).await.err(),
+                directory.truncate("doc", 0).await.err(),
+                directory.sync("doc").await.err(),
+                directory.sync("read-only").await.err(),
+                directory.try_acquire("doc.lock", LockMode::Exclusive).await.err(),
+            ];
+            for (i, error) in answers.into_iter().enumerate() {
+                let error = error.unwrap_or_else(|| panic!("function {i} took a {kind}"));
+                assert_eq!(error.kind, expected, "{i} {kind}: {error}");
+            }
+            for name in ["doc", "read-only", "doc.lock"] {
+                assert!(fs::remove_file(store.join(name)).or_else(|_| fs::remove_dir(store.join(name))).is_ok());
+                fs::remove_file(outer.path().join(name)).unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_closed_to_others_is_opened_anew() {
+        let (outer, directory) = store();
+        directory.append("doc", b"x".to_vec()).await.unwrap();
+        directory.read("doc", 0, 1).await.unwrap();
+        let opened = directory.reopen("doc", Purpose::Read).expect("it is kept");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o400);
+        fs::set_permissions(outer.path().join("store/doc"), mode).unwrap();
+        assert!(!opened.is(&directory.glance("doc").unwrap().unwrap()));
+        assert!(directory.is_at("doc", &directory.open_directly("doc", Purpose::Read).unwrap()).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_link_inside_leads_to_the_same_file_and_the_same_generation() {
+        let (outer, directory) = store();
+        let appended = directory.append("doc", b"x".to_vec()).await.unwrap();
+        symlink("doc", outer.path().join("store/link")).unwrap();
+        symlink("doc.lock", outer.path().join("store/link.lock")).unwrap();
+        for _ in 0..3 {
+            for path in ["doc", "link"] {
+                assert_eq!(directory.stat(path).await.unwrap(), Some(appended));
+                assert_eq!(text(&directory, path).await.unwrap(), "x");
+            }
+            let listed = directory.entries("").await.unwrap();
+            assert_eq!(listed.into_iter().find(|(path, _)| path == "link"), Some(("link".to_string(), appended)));
+            let held = directory.try_acquire("doc.lock", LockMode::Exclusive).await.unwrap().unwrap();
+            assert!(directory.try_acquire("link.lock", LockMode::Exclusive).await.unwrap().is_none());
+            drop(held);
+            assert!(directory.try_acquire("link.lock", LockMode::Exclusive).await.unwrap().is_some());
+        }
+        assert_eq!(directory.append("link", b"y".to_vec()).await.unwrap().size, 2);
+        assert_eq!(text(&directory, "doc").await.unwrap(), "xy");
+    }
+
+    /// The files that this process has open in a directory, as they are called, and what the system says of deleted ones.
+    #[cfg(target_os = "linux")]
+    fn open_in(folder: &Path) -> Vec<String> {
+        let links = fs::read_dir("/proc/self/fd").unwrap();
+        let names = links.flatten().flat_map(|link| fs::read_link(link.path()));
+        let inside = |path: PathBuf| Some(path.strip_prefix(folder).ok()?.to_str()?.to_string());
+        names.filter_map(inside).filter(|name| !name.is_empty()).collect()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn few_files_stay_open_and_not_for_long_nor_after_their_directory() {
+        let (outer, directory) = store();
+        let store = outer.path().join("store");
+        for i in 0..3 * kept::KEPT_MAX {
+            directory.append(&format!("doc-{i}"), b"x".to_vec()).await.unwrap();
+            directory.read(&format!("doc-{i}"), 0, 1).await.unwrap();
+            drop(directory.try_acquire(&format!("lock-{i}"), LockMode::Exclusive).await.unwrap().unwrap());
+        }
+        let open = open_in(&store);
+        assert!((1..=kept::KEPT_MAX).contains(&open.len()), "{open:?}");
+        directory.append("read-only", b"x".to_vec()).await.unwrap();
+        warm(&directory).await;
+        fs::remove_file(store.join("doc")).unwrap();
+        assert!(open_in(&store).contains(&"doc (deleted)".to_string()));
+        until("closing", || open_in(&store).is_empty()).await;
+        warm(&directory).await;
+        assert!(!open_in(&store).is_empty());
+        drop(directory);
+        assert_eq!(open_in(&store), Vec::<String>::new());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_large_file_that_was_replaced_or_removed_is_closed() {
+        let (outer, directory) = store();
+        let store = outer.path().join("store");
+        let large = vec![b'x'; 2 << 20];
+        for way in ["replaced here", "replaced by others", "removed here"] {
+            directory.append("doc", large.clone()).await.unwrap();
+            directory.read("doc", 0, 1).await.unwrap();
+            assert_eq!(open_in(&store), ["doc"]);
+            match way {
+                "replaced here" => drop(put(&directory, "doc", "new", None).await.unwrap()),
+                "removed here" => assert!(directory.remove("doc").await.unwrap()),
+                _ => {
+                    fs::write(store.join("new"), "new").unwrap();
+                    fs::rename(store.join("new"), store.join("doc")).unwrap();
+                    directory.read("doc", 0, 1).await.unwrap();
+                }
+            }
+            let there = directory.glance("doc").flatten();
+            while let Some(kept) = directory.0.kept.take("doc", Purpose::Read) {
+                assert!(there.is_some_and(|there| kept.is(&there)), "{way}: the old one is kept");
+            }
+            until("closing", || !open_in(&store).iter().any(|name| name.ends_with("(deleted)"))).await;
+            directory.remove("doc").await.unwrap();
+        }
+    }
+
+    /// How many wait in the kernel's queue for a lock on this file. Each stands further to the right than the one before
+    /// it; a line that comes twice is one that moved while the list was read.
+    #[cfg(target_os = "linux")]
+    fn queue_length(file: &Path) -> usize {
+        let inode = format!(":{} ", std::os::unix::fs::MetadataExt::ino(&fs::metadata(file).unwrap()));
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let waiting = locks.lines().filter(|line| line.contains("->") && line.contains(&inode));
+        waiting.filter_map(|line| line.split_once(':')).map(|(_, waiter)| waiter).collect::<HashSet<_>>().len()
+    }
+
+    /// Looks until something has happened that takes no time to speak of.
+    async fn until(what: &str, has_happened: impl Fn() -> bool) {
+        let deadline = in_ms(60_000);
+        while !has_happened() {
+            assert!(Instant::now() < deadline, "{what} does not happen");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn waiters_come_in_the_order_they_queued() {
+        let (outer, holder) = store();
+        let store = outer.path().join("store");
+        let held = holder.try_acquire("lock", LockMode::Exclusive).await.unwrap().unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut waiters = Vec::new();
+        for i in 0..8 {
+            let (waiter, order) = (Directory::new(&store), order.clone());
+            let turnstile = store.join("lock.turn");
+            waiters.push(tokio::spawn(async move {
+                assert!(waiter.try_acquire("lock", LockMode::Exclusive).await.unwrap().is_none());
+                waiter.wait_for_lock(in_ms(60_000)).await.unwrap();
+                let lock = waiter.try_acquire("lock", LockMode::Exclusive).await.unwrap().expect("the reserve");
+                locked(&order).push(i);
+                drop(lock);
+            }));
+            // The first has the turnstile, and the others stand in its queue.
+            let is_held = || File::open(&turnstile).is_ok_and(|file| file.try_lock().is_err());
+            until("queueing", || is_held() && queue_length(&turnstile) >= i).await;
+        }
+        drop(held);
+        for waiter in waiters {
+            waiter.await.unwrap();
+        }
+        assert_eq!(*locked(&order), (0..8).collect::<Vec<_>>());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_waiter_that_was_given_up_keeps_neither_the_lock_nor_a_thread() {
+        let (outer, waiter) = store();
+        let store = outer.path().join("store");
+        let other = Directory::new(&store);
+        let held = other.try_acquire("lock", LockMode::Exclusive).await.unwrap().unwrap();
+        // Somebody is first in the queue and does not move.
+        let turnstile = File::open(store.join("lock.turn")).unwrap();
+        turnstile.lock().unwrap();
+        for _ in 0..3 {
+            assert!(waiter.try_acquire("lock", LockMode::Exclusive).await.unwrap().is_none());
+            assert_eq!(waiter.wait_for_lock(in_ms(20)).await.unwrap_err().kind, ErrorKind::Timeout);
+        }
+        assert!(queue_length(&store.join("lock.turn")) <= 1, "one thread, however often it was given up");
+        drop((held, turnstile));
+        while other.try_acquire("lock", LockMode::Exclusive).await.unwrap().is_none() {
+            other.wait_for_lock(in_ms(60_000)).await.unwrap();
+        }
+        until("the end of the thread", || waiter.0.queue.try_lock().is_ok()).await;
+        let lock = waiter.try_acquire("lock", LockMode::Exclusive).await.unwrap();
+        assert!(lock.is_some(), "the other let it go, and nobody else is there");
     }
 
     #[tokio::test]
@@ -1144,6 +1594,22 @@ mod tests {
         assert_eq!(text(&directory, "doc").await, None);
         put(&directory, "doc", "two", None).await.unwrap();
         assert_eq!(fs::read(outer.path().join("store/doc")).unwrap(), b"two");
+        // Made again by somebody else, while files of the old one are kept open.
+        let store = outer.path().join("store");
+        directory.append("read-only", b"old".to_vec()).await.unwrap();
+        warm(&directory).await;
+        fs::remove_dir_all(&store).unwrap();
+        fs::create_dir(&store).unwrap();
+        fs::write(store.join("read-only"), "newer").unwrap();
+        assert_eq!(directory.stat("read-only").await.unwrap().expect("the new one").size, 5);
+        let held = Directory::new(&store).try_acquire("doc.lock", LockMode::Exclusive).await.unwrap().unwrap();
+        assert!(directory.try_acquire("doc.lock", LockMode::Exclusive).await.unwrap().is_none());
+        drop(held);
+        assert_eq!(directory.stat("doc").await.unwrap(), None);
+        fs::write(store.join("read-only"), "new").unwrap();
+        assert_eq!(text(&directory, "read-only").await.unwrap(), "new");
+        directory.append("doc", b"three".to_vec()).await.unwrap();
+        assert_eq!(fs::read(store.join("doc")).unwrap(), b"three");
     }
 
     #[test]
