@@ -218,9 +218,9 @@ struct Store {
 /// Where instances wait for work.
 enum Seats {
     /// The strategy keeps state in memory: one instance, one call after the other.
-    One(Arc<tokio::sync::Mutex<Option<Instance>>>),
+    One(Arc<tokio::sync::Mutex<Option<Box<Instance>>>>),
     Many {
-        idle: Mutex<Vec<Instance>>,
+        idle: Mutex<Vec<Box<Instance>>>,
         permits: Arc<Semaphore>,
     },
 }
@@ -228,12 +228,13 @@ enum Seats {
 /// An instance for the time of a call. Dropped without [`Store::release`], by a trap or because the caller went
 /// away, it takes the instance with it: a call that did not end leaves nothing that can be used again.
 struct Lease {
-    instance: Instance,
+    /// Boxed: it is some kilobytes, and goes from hand to hand with each call.
+    instance: Box<Instance>,
     seat: Seat,
 }
 
 enum Seat {
-    One(OwnedMutexGuard<Option<Instance>>),
+    One(OwnedMutexGuard<Option<Box<Instance>>>),
     Many { _permit: OwnedSemaphorePermit },
 }
 
@@ -268,7 +269,7 @@ impl Store {
     }
 
     /// A place for a call, and the instance that waits there, if one does.
-    async fn seat(&self, deadline: Instant) -> Result<(Seat, Option<Instance>)> {
+    async fn seat(&self, deadline: Instant) -> Result<(Seat, Option<Box<Instance>>)> {
         let late = || {
             Error::contract(
                 ErrorKind::Timeout,
@@ -306,7 +307,7 @@ impl Store {
         }
     }
 
-    async fn open_instance(&self, deadline: Instant) -> Result<Instance> {
+    async fn open_instance(&self, deadline: Instant) -> Result<Box<Instance>> {
         let plugin = &self.plugin.name;
         let told = |collection: &&Collection| self.scrutiny.withheld != Some(collection.name.as_str());
         let collections: Vec<_> = self.collections.iter().filter(told).map(bindings::collection_into).collect();
@@ -314,7 +315,7 @@ impl Store {
         loop {
             let files = self.lent.files.as_ref().map(Directory::for_instance);
             let state = State::new(self.limits.memory_bytes_max, files, self.lent.sql.clone());
-            let mut instance = Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?;
+            let mut instance = Box::new(Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?);
             let ended = {
                 let (guest, store) = instance.parts();
                 tokio::time::timeout_at(deadline, guest.call_open(store, &self.section, &collections)).await
