@@ -115,7 +115,7 @@ fn saves(settings: &Settings, runtime: &Runtime) -> Result<Vec<Row>> {
         let folder = document(settings, count, 0)?;
         // The bound of the journal is the document's size: that many saves fold it about once.
         let saves = (2 * count).max(40_000);
-        let mean = runtime.block_on(async {
+        let thousand = runtime.block_on(async {
             let open = Open::new(settings, folder.path(), false).await?;
             let before = fs::metadata(path(folder.path()))?.modified()?;
             let started = Instant::now();
@@ -127,11 +127,11 @@ fn saves(settings: &Settings, runtime: &Runtime) -> Result<Vec<Row>> {
             let took = started.elapsed();
             ensure!(fs::metadata(path(folder.path()))?.modified()? != before, "nothing was folded at {count}");
             open.close().await;
-            anyhow::Ok(took / saves as u32)
+            anyhow::Ok(took * 1000 / saves as u32)
         })?;
-        let times = Times::of(vec![mean]);
+        let times = Times::of(vec![thousand]);
         let bound = if count == 1_000 { f64::INFINITY } else { FLAT_RATIO_MAX };
-        let row = Row::new(format!("one save at {count}"), &times, first.as_ref().unwrap_or(&times));
+        let row = Row::new(format!("1,000 saves at {count} entities"), &times, first.as_ref().unwrap_or(&times));
         rows.push(if bound.is_finite() { row.at_most(bound) } else { row });
         first.get_or_insert(times);
     }
