@@ -8,7 +8,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, Metadata, OpenOptions, TryLockError},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, Write as _},
     os::unix::fs::{FileExt, MetadataExt},
@@ -102,6 +102,7 @@ struct World {
     fault: Option<(usize, Fault)>,
     is_out: bool,
     is_dead: bool,
+    is_harmless: bool,
     has_failed: bool,
     /// Bytes that can still be written.
     space: Option<usize>,
@@ -143,6 +144,11 @@ impl Disk {
     /// Whether the process died in a call.
     pub fn is_dead(&self) -> bool {
         self.0.borrow().is_dead
+    }
+
+    /// Whether the power failed when there was nothing to lose: then it was a death as any other.
+    pub fn is_harmless(&self) -> bool {
+        self.0.borrow().is_harmless
     }
 
     /// Whether a call went wrong since this was asked last.
@@ -199,7 +205,7 @@ impl Disk {
             Then::Death => world.is_dead = true,
             Then::PowerCut(lost) => {
                 world.is_dead = true;
-                world.lose(lost);
+                world.is_harmless = !world.lose(lost);
             }
         }
         // The host says so of the one call where it knows.
@@ -242,38 +248,37 @@ impl World {
         names
     }
 
-    /// The power fails.
-    fn lose(&self, lost: Lost) {
+    /// The power fails; says whether something was lost.
+    fn lose(&self, lost: Lost) -> bool {
+        let mut changed = Vec::new();
         for name in self.names() {
-            let path = self.root.join(&name);
-            let content = fs::read(&path).unwrap();
+            let content = fs::read(self.root.join(&name)).unwrap();
             let durable = self.durable.get(&name);
             let kept = durable.map_or(&[][..], Vec::as_slice);
+            let grown = content.strip_prefix(kept).map_or(0, <[u8]>::len);
             match lost {
-                Lost::All => match durable {
-                    Some(durable) if *durable == content => {}
-                    Some(durable) => fs::write(&path, durable).unwrap(),
-                    None => fs::remove_file(&path).unwrap(),
-                },
-                Lost::Half | Lost::Content if content.len() > kept.len() && content.starts_with(kept) => {
-                    let grown = content.len() - kept.len();
-                    let rest = match lost {
-                        Lost::Half => content[kept.len()..kept.len() + grown / 2].to_vec(),
-                        _ => vec![0; grown],
-                    };
-                    fs::write(&path, [kept, &rest].concat()).unwrap();
+                Lost::All if durable.is_none_or(|durable| *durable != content) => {
+                    changed.push((name, durable.cloned()))
                 }
-                Lost::Half | Lost::Content => {}
+                Lost::Half if grown > 0 => changed.push((name, Some(content[..kept.len() + grown / 2].to_vec()))),
+                Lost::Content if grown > 0 => changed.push((name, Some([kept, &vec![0; grown]].concat()))),
+                _ => {}
             }
         }
         if lost == Lost::All {
-            for (name, content) in &self.durable {
-                let path = self.root.join(name);
-                if !path.exists() {
-                    fs::write(&path, content).unwrap();
-                }
+            let is_gone = |name: &&String| !self.root.join(name).exists();
+            let back = self.durable.keys().filter(is_gone);
+            changed.extend(back.map(|name| (name.clone(), Some(self.durable[name].clone()))));
+        }
+        for (name, content) in &changed {
+            let path = self.root.join(name);
+            match content {
+                Some(content) => fs::write(path, content).unwrap(),
+                None => fs::remove_file(path).unwrap(),
             }
         }
+        // Nobody looks at what an unfinished replacement holds.
+        changed.iter().any(|(name, _)| !name.ends_with(TEMPORARY_SUFFIX))
     }
 }
 
@@ -312,7 +317,7 @@ impl Files for Disk {
     }
 
     fn stat(&self, path: &str) -> Result<Option<FileStat>> {
-        self.call("stat", path, 0, |_| self.open(path)?.map(|file| stat_of(&file)).transpose())
+        self.call("stat", path, 0, |_| Ok(absent_is_none(fs::metadata(self.path(path)))?.map(|it| stat_of(&it))))
     }
 
     fn read(&self, path: &str, offset: u64, max_bytes: u32) -> Result<Option<Vec<u8>>> {
@@ -330,7 +335,7 @@ impl Files for Disk {
             let mut file = OpenOptions::new().create(true).append(true).open(self.path(path)).map_err(error)?;
             file.write_all(does.part_of(data)).map_err(error)?;
             file.set_modified(SystemTime::now()).map_err(error)?;
-            stat_of(&file)
+            stat_of_file(&file)
         })
     }
 
@@ -361,9 +366,9 @@ impl Files for Disk {
             for name in names {
                 if name.starts_with(prefix)
                     && !name.ends_with(TEMPORARY_SUFFIX)
-                    && let Some(file) = self.open(&name)?
+                    && let Some(metadata) = absent_is_none(fs::metadata(self.path(&name)))?
                 {
-                    entries.push((name, stat_of(&file)?));
+                    entries.push((name, stat_of(&metadata)));
                 }
             }
             Ok(entries)
@@ -418,7 +423,7 @@ impl Files for Disk {
                     durable.retain(|name, _| root.join(name).exists());
                 }
             }
-            stat_of(&replacement.file)
+            stat_of_file(&replacement.file)
         })
     }
 }
@@ -454,9 +459,12 @@ fn absent_is_none<T>(result: io::Result<T>) -> Result<Option<T>> {
     }
 }
 
-fn stat_of(file: &File) -> Result<FileStat> {
-    let metadata = file.metadata().map_err(error)?;
+fn stat_of_file(file: &File) -> Result<FileStat> {
+    file.metadata().map(|metadata| stat_of(&metadata)).map_err(error)
+}
+
+fn stat_of(metadata: &Metadata) -> FileStat {
     let mut hasher = DefaultHasher::new();
     (metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec(), metadata.ctime_nsec()).hash(&mut hasher);
-    Ok(FileStat { size: metadata.len(), generation: hasher.finish() })
+    FileStat { size: metadata.len(), generation: hasher.finish() }
 }
