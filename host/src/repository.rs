@@ -220,6 +220,7 @@ enum Seats {
     /// The strategy keeps state in memory: one instance, one call after the other.
     One(Arc<tokio::sync::Mutex<Option<Box<Instance>>>>),
     Many {
+        #[expect(clippy::vec_box, reason = "it leaves as it came, without being copied")]
         idle: Mutex<Vec<Box<Instance>>>,
         permits: Arc<Semaphore>,
     },
