@@ -35,7 +35,9 @@ impl<F: Files> JsonStore<F> {
         // Before any document has a part of it: if the machine stops on the way, the rest must be had from the journal.
         self.sync_journal()?;
         for name in names {
-            let Some(document) = self.documents.iter().position(|document| document.name == name) else { continue };
+            let found = self.documents.iter().position(|document| document.name == name);
+            let unknown = || Error::new(ErrorKind::Internal, format!("{name} is in the journal, and no document"));
+            let document = found.ok_or_else(unknown)?;
             self.refresh(document)?;
             if self.documents[document].has_journal {
                 let nothing = self.unchanged.clone();

@@ -59,7 +59,12 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// What is kept of it, if that is still what is stored.
     pub(crate) fn kept(&self) -> Option<Rc<Kept>> {
+        self.last_kept().filter(|kept| kept.is_current.get())
+    }
+
+    fn last_kept(&self) -> Option<Rc<Kept>> {
         let weak = self.kept.take();
         let kept = weak.upgrade();
         self.kept.set(weak);
@@ -108,9 +113,8 @@ impl Entities {
     pub(crate) fn set(&mut self, id: &str, place: Place) {
         match self.by_id.get_mut(id) {
             Some(entry) => {
-                if let Some(kept) = entry.kept.take().upgrade() {
-                    // It goes when the hand comes by.
-                    kept.is_wanted.set(false);
+                if let Some(kept) = entry.last_kept() {
+                    kept.is_current.set(false);
                 }
                 entry.place = place;
             }
@@ -194,6 +198,10 @@ pub(crate) struct Kept {
     pub(crate) entity: Entity,
     parsed: OnceCell<Rc<Map<String, Value>>>,
     is_wanted: Cell<bool>,
+    /// Whether it is what is stored.
+    is_current: Cell<bool>,
+    /// Where the cache holds it.
+    slot: usize,
 }
 
 impl Kept {
@@ -232,20 +240,32 @@ impl Cache {
     /// Keeps an entity, and lets another go where there is no room.
     pub(crate) fn keep(&self, entry: &Entry, entity: Entity) -> Rc<Kept> {
         let is_large = entity.body.len() > KEPT_BYTES_MAX;
-        let new = Rc::new(Kept { entity, parsed: OnceCell::new(), is_wanted: Cell::new(false) });
+        let kept = |slot| {
+            let (parsed, is_wanted, is_current) = (OnceCell::new(), Cell::new(false), Cell::new(true));
+            Rc::new(Kept { entity, parsed, is_wanted, is_current, slot })
+        };
         if is_large || self.capacity == 0 {
-            return new;
+            return kept(0);
         }
-        let mut kept = self.kept.borrow_mut();
-        if kept.len() < self.capacity {
-            kept.push(new.clone());
-        } else {
-            let mut hand = self.hand.get();
-            while kept[hand].is_wanted.replace(false) {
-                hand = (hand + 1) % self.capacity;
+        let mut held = self.kept.borrow_mut();
+        let slot = match entry.last_kept() {
+            // The same entity as it was before.
+            Some(last) => last.slot,
+            None if held.len() < self.capacity => held.len(),
+            None => {
+                let mut hand = self.hand.get();
+                while held[hand].is_wanted.replace(false) {
+                    hand = (hand + 1) % self.capacity;
+                }
+                self.hand.set((hand + 1) % self.capacity);
+                hand
             }
-            kept[hand] = new.clone();
-            self.hand.set((hand + 1) % self.capacity);
+        };
+        let new = kept(slot);
+        if slot == held.len() {
+            held.push(new.clone());
+        } else {
+            held[slot] = new.clone();
         }
         entry.kept.set(Rc::downgrade(&new));
         new
@@ -253,7 +273,10 @@ impl Cache {
 
     /// Lets go of what no entity has any more, after a document was read anew.
     pub(crate) fn forget_the_dead(&self) {
-        self.kept.borrow_mut().retain(|kept| Rc::weak_count(kept) > 0);
+        let mut held = self.kept.borrow_mut();
+        // A slot is a place in this list, so whoever is behind a gap goes too.
+        let living = held.iter().position(|kept| Rc::weak_count(kept) == 0).unwrap_or(held.len());
+        held.truncate(living);
         self.hand.set(0);
     }
 }
@@ -273,14 +296,20 @@ mod tests {
         for i in 0..100 {
             entities.add(format!("{i:03}").as_str().into(), Place::in_document(i, 1));
         }
-        let keep = |id: &str| cache.keep(entities.get(id).unwrap(), entity(id));
-        keep("000");
+        let keep = |entities: &Entities, id: &str| cache.keep(entities.get(id).unwrap(), entity(id));
+        keep(&entities, "000");
         for i in 1..100 {
             Cache::touch(&entities.get("000").unwrap().kept().expect("it was asked for all the time"));
-            keep(&format!("{i:03}"));
+            keep(&entities, &format!("{i:03}"));
         }
         let kept = entities.after(None).filter(|(_, entry)| entry.kept().is_some()).count();
         assert_eq!(kept, 10);
+        for _ in 0..100 {
+            entities.set("000", Place::in_journal(1, 1));
+            assert!(entities.get("000").unwrap().kept().is_none(), "it is another one");
+            keep(&entities, "000");
+        }
+        assert_eq!(entities.after(None).filter(|(_, entry)| entry.kept().is_some()).count(), 10);
         let none = Cache::new(0);
         none.keep(entities.get("050").unwrap(), entity("050"));
         assert!(entities.get("050").unwrap().kept().is_none());

@@ -95,11 +95,16 @@ impl<F: Files> JsonStore<F> {
             let path = restored.path(store.config.enable_compression);
             store.journal = journal.clone();
             store.documents[i] = restored;
-            for kept in store.put_in_place(i)? {
+            let put = store.put_in_place(i);
+            let put = put.and_then(|kept| {
+                store.leave_others(journal.as_ref(), i, &others.into_inner())?;
+                Ok(kept)
+            });
+            // What was read of the journal may be only what stands before the damage.
+            store.forget();
+            for kept in put? {
                 done.push(format!("kept the document that was there as {kept}"));
             }
-            store.leave_others(journal.as_ref(), i, &others.into_inner())?;
-            store.forget();
             done.push(format!("{path} is what {name} holds: {what}"));
             Ok(done)
         })
