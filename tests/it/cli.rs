@@ -563,6 +563,37 @@ fn a_store_without_restore_points_says_so() {
 }
 
 #[test]
+fn a_damaged_document_is_brought_back_from_a_backup() {
+    let folder = folder();
+    save(&folder, "json", "a", "");
+    save(&folder, "json", "b", "");
+    let whole = folder.read(DOCUMENT);
+    folder.write(DOCUMENT, &whole[..whole.len() / 2]);
+    let damaged = folder.larder(&["get", "templates", "a"]).exits(5);
+    assert!(
+        damaged.stderr.contains("line ") && damaged.stderr.contains("`larder restore --store json`"),
+        "{damaged:#?}"
+    );
+    let check = folder.larder(&["stores", "check", "--store", "json", "--format", "json"]).exits(5);
+    let points = object(check.stdout.lines().next().unwrap())["restore_points"].clone();
+    let listed = folder.larder(&["restore"]).exits(0);
+    let lines: Vec<&str> = listed.stdout.lines().collect();
+    assert_eq!((lines.len(), points.as_array().unwrap().len()), (2, 1), "a heading and one backup: {listed:#?}");
+    let point = lines[1].split_whitespace().next().unwrap();
+    assert_eq!(points[0], point);
+    assert!(lines[1].contains("1 entities in 1 collections"), "{listed:#?}");
+    let done = folder.larder(&["restore", point]).exits(0);
+    assert!(done.stdout.contains("kept the document that was there as request_database.json.bak-"), "{done:#?}");
+    assert_eq!(folder.larder(&["count", "templates"]).exits(0).stdout, "1\n");
+    let kept = folder.names(DOCUMENT.rsplit_once('/').unwrap().0);
+    let half = kept
+        .iter()
+        .filter(|name| name.contains(".bak-"))
+        .map(|name| folder.read(&DOCUMENT.replace("request_database.json", name)));
+    assert!(half.into_iter().any(|text| text == whole[..whole.len() / 2]), "{kept:?}");
+}
+
+#[test]
 fn a_store_that_is_flushed_stays_as_it_is_and_one_that_is_not_there_is_not_made() {
     let folder = folder();
     for (store, file) in [("json", DOCUMENT), ("tables", "tables.db")] {
