@@ -735,7 +735,8 @@ impl<F: Files> JsonStore<F> {
         let (name, id) = write.target();
         let collection = self.collection(name)?;
         let document = self.document_of(name)?;
-        let found = self.fetch(document, changes, &collection, &[id], Keep::Always)?.remove(0);
+        // It is about to be another, which is kept then.
+        let found = self.fetch(document, changes, &collection, &[id], Keep::Never)?.remove(0);
         let stored = found.map(|found| found.parse().map_err(|error| corrupt(name, id, &error))).transpose()?;
         let version = stored.as_ref().map(|stored| entity::version_of(&collection, stored));
         match write {
