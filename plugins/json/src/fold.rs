@@ -47,6 +47,7 @@ impl<F: Files> JsonStore<F> {
         self.files.remove(&self.journal_path)?;
         self.journal = None;
         self.synced_end = 0;
+        self.cannot_sync = false;
         self.is_unsynced = false;
         Ok(())
     }

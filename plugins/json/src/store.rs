@@ -68,6 +68,9 @@ pub struct JsonStore<F: Files> {
     has_loaded: bool,
     /// How much of the journal is known to be on the disk.
     pub(crate) synced_end: u64,
+    /// Whether a sync of this journal failed. The system may say of the next one that all is well, though what it could not
+    /// write is lost; what it holds in memory is still right, so the documents are written from that.
+    pub(crate) cannot_sync: bool,
     /// After a fold that failed: the size of the journal at which the next one is tried.
     fold_from: u64,
     /// Collections that nobody configured here, and that the journal has entities of.
@@ -203,6 +206,7 @@ impl<F: Files> JsonStore<F> {
             is_unsynced: false,
             has_loaded: false,
             synced_end: 0,
+            cannot_sync: false,
             fold_from: 0,
             journalled: BTreeSet::new(),
             cache,
@@ -288,6 +292,7 @@ impl<F: Files> JsonStore<F> {
             // What was laid over the documents is folded into them, or gone.
             self.journal = None;
             self.synced_end = 0;
+            self.cannot_sync = false;
             self.forget_where(|document| document.has_journal);
         }
         let Some(stat) = stat else { return Ok(()) };
@@ -938,6 +943,19 @@ impl<F: Files> JsonStore<F> {
         if !self.is_unsynced {
             return Ok(());
         }
+        if self.cannot_sync && self.config.sync_writes {
+            let folded = self.exclusively(|store| {
+                let stat = store.files.stat(&store.journal_path)?;
+                if stat != store.journal.as_ref().map(|journal| journal.stat) {
+                    store.follow_journal(stat)?;
+                }
+                store.fold()
+            });
+            folded.map_err(|error| match error.kind {
+                ErrorKind::Busy => error,
+                _ => Error { retry: Retry::UnknownOutcome, ..error },
+            })?;
+        }
         if self.has_loaded && (self.has_outgrown() || !self.config.journal) {
             self.exclusively(|store| {
                 if let Some(i) = (0..store.documents.len()).find(|&i| store.documents[i].has_journal) {
@@ -958,7 +976,7 @@ impl<F: Files> JsonStore<F> {
     /// Puts the journal on the disk, whoever appended to it.
     pub(crate) fn sync_journal(&mut self) -> Result<()> {
         let end = self.journal.as_ref().map_or(0, |journal| journal.end);
-        if self.synced_end == end {
+        if self.synced_end == end || self.cannot_sync {
             return Ok(());
         }
         let Err(error) = self.files.sync(&self.journal_path) else {
@@ -970,7 +988,11 @@ impl<F: Files> JsonStore<F> {
             Some(journal) => journal.is_there(&self.files, &self.journal_path).unwrap_or(true),
             None => false,
         };
-        if is_there { Err(Error { retry: Retry::UnknownOutcome, ..error }) } else { Ok(()) }
+        if !is_there {
+            return Ok(());
+        }
+        self.cannot_sync = true;
+        Err(Error { retry: Retry::UnknownOutcome, ..error })
     }
 
     /// Leaves documents that are whole, for people and other programs: folds the journal, where this store wrote to it or
