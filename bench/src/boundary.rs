@@ -120,7 +120,7 @@ impl<'a, S: Strategy> Native<'a, S> {
 
 impl<S: Strategy> Side for Native<'_, S> {
     fn prepare(&mut self) -> Result<()> {
-        self.strategy.prepare(false)?;
+        self.strategy.prepare(false, false)?;
         Ok(())
     }
 
@@ -197,7 +197,7 @@ struct Component<'a> {
 
 impl Side for Component<'_> {
     fn prepare(&mut self) -> Result<()> {
-        self.runtime.block_on(self.repository.prepare(false))?;
+        self.runtime.block_on(self.repository.prepare(false, false))?;
         Ok(())
     }
 

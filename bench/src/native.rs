@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 
 use larder::bare::{self, Database, Directory};
 use larder::config::Config;
-use larder_guest::{Dialect, FileStat, Files, LockMode, Rows, Sql, SqlTransaction, SqlValue, Strategy};
+use larder_guest::{Connections, Dialect, FileStat, Files, LockMode, Rows, Sql, SqlTransaction, SqlValue, Strategy};
 use larder_model::{Isolation, Result};
 use tokio::runtime::Handle;
 
@@ -132,6 +132,15 @@ impl Sql for NativeSql {
         wait(self.0.size())
     }
 
+    fn free_space(&self) -> Result<Option<u64>> {
+        wait(self.0.free_space())
+    }
+
+    fn connections(&self) -> Connections {
+        let bare::Connections { open, idle, kept, max } = self.0.connections();
+        Connections { open, idle, kept, max }
+    }
+
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         wait(self.0.query(text, params_out(params), max_bytes)).map(rows_in)
     }
@@ -152,6 +161,15 @@ impl Sql for NativeSql {
 impl SqlTransaction for NativeTransaction {
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         wait(self.0.borrow_mut().query(text, params_out(params), max_bytes)).map(rows_in)
+    }
+
+    fn attempt(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        wait(self.0.borrow_mut().attempt(text, params_out(params), max_bytes)).map(rows_in)
+    }
+
+    fn copy_in(&self, table: &str, columns: &[&str], data: &[u8]) -> Result<u64> {
+        let columns: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
+        wait(self.0.borrow_mut().copy_in(table, &columns, data.to_vec()))
     }
 
     fn commit(self) -> Result<()> {

@@ -5,7 +5,7 @@ use larder_model::Batch;
 
 use crate::capability::Lent;
 pub use crate::capability::files::{Directory, FileStat, Lock, LockMode, Replacement};
-pub use crate::capability::sql::{Database, Dialect, Rows, SqlValue, Transaction};
+pub use crate::capability::sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
 use crate::config::{Config, Store};
 use crate::error::Result;
 use crate::repository::Repository;

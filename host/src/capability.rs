@@ -22,7 +22,7 @@ use crate::plugin::bindings::{files as wit_files, sql as wit_sql};
 use crate::plugin::instance::{State, one_line};
 use crate::plugin::{Capability, Plugin};
 use files::{Directory, FileStat, Lock, LockMode, Replacement};
-use sql::{Database, Dialect, Rows, SqlValue, Transaction};
+use sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
 
 /// What one store borrows. Clones are the same loan.
 #[derive(Clone, Default)]
@@ -286,6 +286,15 @@ impl wit_sql::Host for State {
         answer(self.database()?.size().await)
     }
 
+    async fn free_space(&mut self) -> Answer<Option<u64>> {
+        answer(self.database()?.free_space().await)
+    }
+
+    async fn get_connections(&mut self) -> wasmtime::Result<wit_sql::Connections> {
+        let Connections { open, idle, kept, max } = self.database()?.connections();
+        Ok(wit_sql::Connections { open, idle, kept, max })
+    }
+
     async fn query(&mut self, statement: wit_sql::Statement, max_bytes: u32) -> Answer<wit_sql::Rows> {
         let params = params_from(statement.params);
         answer(self.database()?.query(&statement.text, params, max_bytes).await.map(rows_into))
@@ -315,6 +324,26 @@ impl wit_sql::HostTransaction for State {
     ) -> Answer<wit_sql::Rows> {
         let params = params_from(statement.params);
         answer(self.table.get_mut(&transaction)?.query(&statement.text, params, max_bytes).await.map(rows_into))
+    }
+
+    async fn attempt(
+        &mut self,
+        transaction: Resource<Transaction>,
+        statement: wit_sql::Statement,
+        max_bytes: u32,
+    ) -> Answer<wit_sql::Rows> {
+        let params = params_from(statement.params);
+        answer(self.table.get_mut(&transaction)?.attempt(&statement.text, params, max_bytes).await.map(rows_into))
+    }
+
+    async fn copy_in(
+        &mut self,
+        transaction: Resource<Transaction>,
+        table: String,
+        columns: Vec<String>,
+        data: Vec<u8>,
+    ) -> Answer<u64> {
+        answer(self.table.get_mut(&transaction)?.copy_in(&table, &columns, data).await)
     }
 
     async fn commit(&mut self, transaction: Resource<Transaction>) -> Answer<()> {

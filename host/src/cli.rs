@@ -390,6 +390,9 @@ pub enum StoresCommand {
         /// Only say what would be made.
         #[arg(long)]
         dry_run: bool,
+        /// Also add what tables only lack, such as the column of a field that was declared later.
+        #[arg(long)]
+        extend: bool,
         /// The store.
         #[command(flatten)]
         store: StoreArg,

@@ -932,9 +932,10 @@ impl Repository {
         Ok(call!(self.store, "stored-collections", |guest, store| guest.call_stored_collections(store)))
     }
 
-    /// Makes what is missing of tables, indexes and files, or with `dry_run` says what it would make.
-    pub async fn prepare(&self, dry_run: bool) -> Result<Vec<String>> {
-        Ok(call!(self.store, "prepare", |guest, store| guest.call_prepare(store, dry_run)))
+    /// Makes what is missing of tables, indexes and files, or with `dry_run` says what it would make. With `extend` it also
+    /// adds what a table only lacks, such as the column of a field that was declared later.
+    pub async fn prepare(&self, dry_run: bool, extend: bool) -> Result<Vec<String>> {
+        Ok(call!(self.store, "prepare", |guest, store| guest.call_prepare(store, dry_run, extend)))
     }
 
     /// Findings about the store, as the strategy's own JSON object: `reachable`, `readable` and `writable` are booleans, `findings`

@@ -269,7 +269,7 @@ const REQUEST: &str =
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_have_the_documented_columns() {
     let place = Place::new("strict");
-    place.open().await.prepare(false).await.unwrap();
+    place.open().await.prepare(false, false).await.unwrap();
     let mut database = place.folder.sqlite("strict.db").await;
     for (table, expected) in [
         (

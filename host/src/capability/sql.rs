@@ -11,7 +11,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use larder_model::{Isolation, Result};
+use larder_model::{Error, ErrorKind, Isolation, Result};
 
 pub(crate) use sqlite::SqliteSettings;
 
@@ -54,6 +54,19 @@ pub struct Rows {
     pub more: bool,
 }
 
+/// Connections to a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Those that there are.
+    pub open: u32,
+    /// Of those, the ones that nobody uses right now.
+    pub idle: u32,
+    /// How many are kept.
+    pub kept: u32,
+    /// How many there may be under load.
+    pub max: u32,
+}
+
 /// One database. Clones share its connections.
 #[derive(Clone)]
 pub struct Database(Backend);
@@ -80,6 +93,20 @@ impl Database {
     pub async fn size(&self) -> Result<Option<u64>> {
         match &self.0 {
             Backend::Sqlite(store) => store.size().map(Some),
+        }
+    }
+
+    /// Bytes that are free where the database lies, none where that is another machine's to tell.
+    pub async fn free_space(&self) -> Result<Option<u64>> {
+        match &self.0 {
+            Backend::Sqlite(store) => store.free_space().map(Some),
+        }
+    }
+
+    /// Its connections.
+    pub fn connections(&self) -> Connections {
+        match &self.0 {
+            Backend::Sqlite(store) => store.connections(),
         }
     }
 
@@ -131,6 +158,20 @@ impl Transaction {
     pub async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &mut self.0 {
             Begun::Sqlite(transaction) => transaction.query(text, params, max_bytes).await,
+        }
+    }
+
+    /// As [`Transaction::query`]; a statement that fails is undone alone.
+    pub async fn attempt(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        match &mut self.0 {
+            Begun::Sqlite(transaction) => transaction.query(text, params, max_bytes).await,
+        }
+    }
+
+    /// Appends rows to a table, as whole lines in the text form of PostgreSQL's COPY.
+    pub async fn copy_in(&mut self, _table: &str, _columns: &[String], _data: Vec<u8>) -> Result<u64> {
+        match &mut self.0 {
+            Begun::Sqlite(_) => Err(Error::new(ErrorKind::Unsupported, "SQLite has no COPY")),
         }
     }
 

@@ -14,7 +14,9 @@ pub(super) async fn run(context: &mut Context, command: StoresCommand) -> Result
         StoresCommand::List => list(context),
         StoresCommand::Check { store } => check(context, store).await,
         StoresCommand::Flush { store } => flush(context, store.store.as_deref()).await,
-        StoresCommand::Prepare { dry_run, store } => prepare(context, store.store.as_deref(), dry_run).await,
+        StoresCommand::Prepare { dry_run, extend, store } => {
+            prepare(context, store.store.as_deref(), dry_run, extend).await
+        },
     }
 }
 
@@ -123,9 +125,9 @@ fn show(context: &mut Context, name: &str, findings: &Map<String, Value>) -> Res
     context.printer.result(format!("{name}{text}"), &Value::Null)
 }
 
-async fn prepare(context: &mut Context, store: Option<&str>, dry_run: bool) -> Result<()> {
+async fn prepare(context: &mut Context, store: Option<&str>, dry_run: bool, extend: bool) -> Result<()> {
     let repository = context.open(store).await?;
-    let done = repository.prepare(dry_run).await?;
+    let done = repository.prepare(dry_run, extend).await?;
     if done.is_empty() {
         output::note(format!("store `{}` lacks nothing", repository.name()));
     }

@@ -203,7 +203,7 @@ async fn ids(repository: &Repository, select: Select) -> Checked<Vec<String>> {
 
 pub(super) async fn an_index_that_is_named_is_used_and_an_unknown_one_refused(place: Place) -> Checked {
     let repository = place.open().await?;
-    repository.prepare(false).await?;
+    repository.prepare(false, false).await?;
     for (id, label) in [("a", "x"), ("b", "y"), ("c", "x")] {
         let body = format!(r#"{{"id":"{id}","label":"{label}"}}"#);
         repository.save("things", body.as_bytes(), Expectation::Absent).await?;

@@ -37,14 +37,14 @@ pub(super) async fn a_store_that_is_not_there_yet_reads_as_empty_and_is_not_made
     if !place.is_shared() {
         ensure_eq!(repository.stored_collections().await?, Vec::<String>::new());
     }
-    let would = repository.prepare(true).await?;
+    let would = repository.prepare(true, false).await?;
     if let Some(files) = place.files() {
         ensure_eq!(files, Vec::<String>::new(), "files that were made by reading");
     }
 
-    ensure_eq!(repository.prepare(false).await?.len(), would.len(), "what prepare did, beside what it said it would");
-    ensure_eq!(repository.prepare(false).await?, Vec::<String>::new(), "what a second prepare does");
-    ensure_eq!(repository.prepare(true).await?, Vec::<String>::new(), "what a second prepare would do");
+    ensure_eq!(repository.prepare(false, false).await?.len(), would.len(), "what prepare did, beside what it said it would");
+    ensure_eq!(repository.prepare(false, false).await?, Vec::<String>::new(), "what a second prepare does");
+    ensure_eq!(repository.prepare(true, false).await?, Vec::<String>::new(), "what a second prepare would do");
     let findings = repository.check().await?;
     for property in ["reachable", "readable", "writable"] {
         ensure_eq!(findings.get(property), Some(&Value::Bool(true)), "`{property}` of check");

@@ -7,7 +7,7 @@ use std::{cell::RefCell, marker::PhantomData, thread::LocalKey};
 
 use larder_model::{self as model, Error, ErrorKind, filter};
 
-use crate::{Dialect, FileStat, Files, LockMode, Rows, Sql, SqlTransaction, SqlValue, Strategy};
+use crate::{Connections, Dialect, FileStat, Files, LockMode, Rows, Sql, SqlTransaction, SqlValue, Strategy};
 
 /// What `wit/` says, as Rust.
 #[allow(unsafe_code, missing_docs, unreachable_pub, unused_qualifications, rustdoc::all, clippy::all)]
@@ -109,8 +109,8 @@ impl<P: Plugin> wit::Guest for Exports<P> {
         with_open::<P, _>(|store| store.stored_collections())
     }
 
-    fn prepare(dry_run: bool) -> Result<Vec<String>, types::Error> {
-        with_open::<P, _>(|store| store.prepare(dry_run))
+    fn prepare(dry_run: bool, extend: bool) -> Result<Vec<String>, types::Error> {
+        with_open::<P, _>(|store| store.prepare(dry_run, extend))
     }
 
     fn check() -> Result<String, types::Error> {
@@ -356,6 +356,15 @@ impl Sql for HostSql {
         sql::size().map_err(error_in)
     }
 
+    fn free_space(&self) -> Result<Option<u64>> {
+        sql::free_space().map_err(error_in)
+    }
+
+    fn connections(&self) -> Connections {
+        let sql::Connections { open, idle, kept, max } = sql::get_connections();
+        Connections { open, idle, kept, max }
+    }
+
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         sql::query(&statement_out(text, params), max_bytes).map(rows_in).map_err(error_in)
     }
@@ -376,6 +385,15 @@ impl Sql for HostSql {
 impl SqlTransaction for sql::Transaction {
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         sql::Transaction::query(self, &statement_out(text, params), max_bytes).map(rows_in).map_err(error_in)
+    }
+
+    fn attempt(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        sql::Transaction::attempt(self, &statement_out(text, params), max_bytes).map(rows_in).map_err(error_in)
+    }
+
+    fn copy_in(&self, table: &str, columns: &[&str], data: &[u8]) -> Result<u64> {
+        let columns: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
+        sql::Transaction::copy_in(self, table, &columns, data).map_err(error_in)
     }
 
     fn commit(self) -> Result<()> {

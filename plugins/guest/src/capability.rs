@@ -83,6 +83,19 @@ pub struct Rows {
     pub more: bool,
 }
 
+/// The host's connections to the database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// Those that there are.
+    pub open: u32,
+    /// Of those, the ones that nobody uses right now.
+    pub idle: u32,
+    /// How many are kept.
+    pub kept: u32,
+    /// How many there may be under load.
+    pub max: u32,
+}
+
 /// The one database that the store was granted.
 #[allow(missing_docs)]
 pub trait Sql {
@@ -90,6 +103,8 @@ pub trait Sql {
 
     fn dialect(&self) -> Dialect;
     fn size(&self) -> Result<Option<u64>>;
+    fn free_space(&self) -> Result<Option<u64>>;
+    fn connections(&self) -> Connections;
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows>;
     fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Self::Transaction>;
     fn begin_bulk(&self) -> Result<Self::Transaction>;
@@ -100,6 +115,8 @@ pub trait Sql {
 #[allow(missing_docs)]
 pub trait SqlTransaction {
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows>;
+    fn attempt(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows>;
+    fn copy_in(&self, table: &str, columns: &[&str], data: &[u8]) -> Result<u64>;
     fn commit(self) -> Result<()>;
     fn rollback(self) -> Result<()>;
 }

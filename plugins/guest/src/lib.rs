@@ -9,7 +9,7 @@ pub mod bindings;
 mod capability;
 mod strategy;
 
-pub use capability::{Dialect, FileStat, Files, LockMode, Rows, Sql, SqlTransaction, SqlValue};
+pub use capability::{Connections, Dialect, FileStat, Files, LockMode, Rows, Sql, SqlTransaction, SqlValue};
 pub use larder_model as model;
 pub use strategy::Strategy;
 

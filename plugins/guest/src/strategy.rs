@@ -15,7 +15,7 @@ pub trait Strategy: Sized {
     fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)>;
 
     fn stored_collections(&mut self) -> Result<Vec<String>>;
-    fn prepare(&mut self, dry_run: bool) -> Result<Vec<String>>;
+    fn prepare(&mut self, dry_run: bool, extend: bool) -> Result<Vec<String>>;
     /// Findings as one JSON object.
     fn check(&mut self) -> Result<String>;
     fn flush(&mut self) -> Result<()>;

@@ -57,7 +57,7 @@ impl<F: Files + Default> Strategy for JsonStore<F> {
         self.stored_collections()
     }
 
-    fn prepare(&mut self, dry_run: bool) -> Result<Vec<String>> {
+    fn prepare(&mut self, dry_run: bool, _extend: bool) -> Result<Vec<String>> {
         self.prepare(dry_run)
     }
 

@@ -55,8 +55,8 @@ impl<S: Sql + Default> Strategy for SqlStore<S> {
         self.stored_collections()
     }
 
-    fn prepare(&mut self, dry_run: bool) -> Result<Vec<String>> {
-        self.prepare(dry_run)
+    fn prepare(&mut self, dry_run: bool, extend: bool) -> Result<Vec<String>> {
+        self.prepare(dry_run, extend)
     }
 
     fn check(&mut self) -> Result<String> {

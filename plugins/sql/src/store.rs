@@ -93,7 +93,7 @@ impl<S: Sql> SqlStore<S> {
     }
 
     /// Makes what is missing.
-    pub(crate) fn prepare(&mut self, dry_run: bool) -> Result<Vec<String>> {
+    pub(crate) fn prepare(&mut self, dry_run: bool, _extend: bool) -> Result<Vec<String>> {
         let transaction = self.sql.begin(None, dry_run)?;
         let run: Run = &|text, params, max_bytes| transaction.query(text, params, max_bytes);
         let mut lines = Vec::new();

@@ -285,7 +285,7 @@ fn names_may_hold_any_character() {
     definition.references = vec![Reference { field: fields[1].to_owned(), collection: definition.name.clone() }];
     let name = definition.name.clone();
     let mut fixture = open("{}", vec![definition.clone()]);
-    assert_eq!(fixture.store.prepare(true).unwrap().len(), 2);
+    assert_eq!(fixture.store.prepare(true, false).unwrap().len(), 2);
     let members: Vec<String> = fields.iter().map(|field| format!("{}:\"me\"", Value::from(*field))).collect();
     let body = format!(r#"{{"the \"key\"":"me",{}}}"#, members.join(","));
     fixture.put(&name, &body).unwrap();
@@ -297,13 +297,13 @@ fn names_may_hold_any_character() {
     };
     assert_eq!(fixture.store.find(&name, &query).unwrap().entities.len(), 1);
     let mut reopened = fixture.reopen("{}", vec![definition]);
-    assert_eq!(reopened.prepare(false).unwrap(), [""; 0]);
+    assert_eq!(reopened.prepare(false, false).unwrap(), [""; 0]);
 }
 
 #[test]
 fn the_table_is_the_missions() {
     let mut fixture = open("{}", family());
-    let lines = fixture.store.prepare(true).unwrap();
+    let lines = fixture.store.prepare(true, false).unwrap();
     assert_eq!(
         lines,
         [
@@ -319,9 +319,9 @@ fn the_table_is_the_missions() {
         ]
     );
     assert_eq!(fixture.sql.size().unwrap(), Some(0), "a dry run makes nothing");
-    assert_eq!(fixture.store.prepare(false).unwrap(), lines);
-    assert_eq!(fixture.store.prepare(false).unwrap(), [""; 0]);
-    let relaxed = fixture.reopen(r#"{"constraints":"relaxed"}"#, family()).prepare(true).unwrap_err();
+    assert_eq!(fixture.store.prepare(false, false).unwrap(), lines);
+    assert_eq!(fixture.store.prepare(false, false).unwrap(), [""; 0]);
+    let relaxed = fixture.reopen(r#"{"constraints":"relaxed"}"#, family()).prepare(true, false).unwrap_err();
     assert_eq!(relaxed.kind, ErrorKind::Rejected);
     assert!(relaxed.message.contains("`status` is NOT NULL") && relaxed.message.contains("refers to"), "{relaxed}");
 }
@@ -354,8 +354,8 @@ fn a_table_that_is_not_as_it_should_be_is_refused_and_never_altered() {
     for error in [
         fixture.get("requests", "r1").unwrap_err(),
         fixture.put("requests", r#"{"request_id":"r1"}"#).unwrap_err(),
-        fixture.store.prepare(false).unwrap_err(),
-        fixture.store.prepare(true).unwrap_err(),
+        fixture.store.prepare(false, false).unwrap_err(),
+        fixture.store.prepare(true, false).unwrap_err(),
     ] {
         assert_eq!(error.kind, ErrorKind::Rejected);
         for part in ["`tags` is INTEGER, not TEXT", "`version` BIGINT is missing", "`larder_extra` TEXT is missing"] {
@@ -430,7 +430,7 @@ fn what_cannot_be_read_is_corrupt_and_names_its_place() {
         ("INSERT INTO typed (id) VALUES (NULL)", "key `id`"),
     ] {
         let mut fixture = open("{}", typed());
-        fixture.store.prepare(false).unwrap();
+        fixture.store.prepare(false, false).unwrap();
         fixture.by_hand(statement);
         // By few rows at once, and by so many that they come packed.
         for max_bytes in [1000, 1 << 20] {

@@ -29,7 +29,7 @@ use sqlx::{
 };
 
 use super::{
-    Rows, SqlValue,
+    Connections, Rows, SqlValue,
     guard::{self, Checked, Refusal},
 };
 
@@ -149,10 +149,24 @@ impl Store {
         path.into()
     }
 
-    /// Connections that are open now.
-    #[cfg(test)]
-    pub(super) fn connections_count(&self) -> u32 {
-        self.file.lock().unwrap().as_ref().map_or(0, |opened| opened.pool.size())
+    /// Bytes that are free where the file is, or would be.
+    pub(super) fn free_space(&self) -> Result<u64> {
+        let mut place = self.settings.path.as_path();
+        while let (false, Some(folder)) = (place.exists(), place.parent()) {
+            place = folder;
+        }
+        match rustix::fs::statvfs(place) {
+            Ok(stat) => Ok(stat.f_bavail.saturating_mul(stat.f_frsize)),
+            Err(error) => Err(self.no_file(&error.into())),
+        }
+    }
+
+    /// Those of the pool that single statements and ordinary transactions share.
+    pub(super) fn connections(&self) -> Connections {
+        let pool = self.file.lock().expect("nothing panics while it holds this lock");
+        let (open, idle) = pool.as_ref().map_or((0, 0), |opened| (opened.pool.size(), opened.pool.num_idle() as u32));
+        let kept = self.settings.pool_size.max(1);
+        Connections { open, idle, kept, max: kept.saturating_add(self.settings.max_overflow) }
     }
 
     /// None where there is no file, but there could be.

@@ -4,7 +4,7 @@
 use std::{cell::RefCell, fs, path::Path, path::PathBuf, sync::Arc};
 
 use futures_util::StreamExt;
-use larder_guest::{Dialect, Rows, Sql, SqlTransaction, SqlValue};
+use larder_guest::{Connections, Dialect, Rows, Sql, SqlTransaction, SqlValue};
 use larder_model::{Error, ErrorKind, Isolation, Result};
 use sqlx::{
     Arguments, AssertSqlSafe, Column, Decode, Either, Executor, Row, Sqlite, SqliteConnection, SqlitePool, TypeInfo,
@@ -38,6 +38,14 @@ impl Sql for Native {
 
     fn size(&self) -> Result<Option<u64>> {
         Ok(Some(fs::metadata(&self.path).map_or(0, |metadata| metadata.len())))
+    }
+
+    fn free_space(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn connections(&self) -> Connections {
+        Connections::default()
     }
 
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
@@ -81,6 +89,14 @@ impl SqlTransaction for NativeTransaction {
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         let mut inner = self.inner.borrow_mut();
         self.runtime.block_on(run(inner.as_mut().unwrap(), text, params, max_bytes))
+    }
+
+    fn attempt(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        self.query(text, params, max_bytes)
+    }
+
+    fn copy_in(&self, _table: &str, _columns: &[&str], _data: &[u8]) -> Result<u64> {
+        Err(Error::new(ErrorKind::Unsupported, "SQLite has no COPY"))
     }
 
     fn commit(self) -> Result<()> {

@@ -69,7 +69,7 @@ impl<F: Files + Default> Strategy for Ledger<F> {
         Ok(vec!["templates".to_owned()])
     }
 
-    fn prepare(&mut self, _dry_run: bool) -> Result<Vec<String>> {
+    fn prepare(&mut self, _dry_run: bool, _extend: bool) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 

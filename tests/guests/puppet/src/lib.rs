@@ -203,7 +203,7 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
         Ok(vec!["templates".to_owned()])
     }
 
-    fn prepare(&mut self, _dry_run: bool) -> Result<Vec<String>> {
+    fn prepare(&mut self, _dry_run: bool, _extend: bool) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 

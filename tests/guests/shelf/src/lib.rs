@@ -180,7 +180,7 @@ impl<F: Files + Default> Strategy for Shelf<F> {
         Ok(names)
     }
 
-    fn prepare(&mut self, _dry_run: bool) -> Result<Vec<String>> {
+    fn prepare(&mut self, _dry_run: bool, _extend: bool) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 
