@@ -333,7 +333,7 @@ impl Migration<'_> {
             self.tell(Event::Warned { message: format!("{message}; it is not moved") });
         }
         check_end(self.target, "writable").await?;
-        let prepared = self.target.prepare(true).await?;
+        let prepared = self.target.prepare(true, false).await?;
         let mut broken = BrokenRules::default();
         let mut ids = ReferencedIds::new(&self.collections, self.target.opened().enforces_references);
         for name in ids.outside(&self.collections) {
@@ -460,7 +460,7 @@ impl Migration<'_> {
     async fn move_entities(&mut self) -> Result<()> {
         let since = Instant::now();
         self.tell(Event::Started { step: Step::Move, entities: Some(self.entities()) });
-        self.target.prepare(false).await?;
+        self.target.prepare(false, false).await?;
         for position in 0..self.collections.len() {
             let name = self.collections[position].name.clone();
             let mut pages = read_ahead(self.source, &name, self.options.workers);
