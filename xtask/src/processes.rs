@@ -21,5 +21,5 @@ pub(crate) fn contention(arguments: &[&str]) -> Result<()> {
 
 fn run(tests: &str, variable: &str, value: &str) -> Result<()> {
     let arguments = ["-p", "larder-tests", "--test", "it", "--", tests, "--nocapture", "--test-threads=1"];
-    shell::run(test::built(&arguments)?.env(variable, value))
+    shell::run(test::built(&arguments)?.command.env(variable, value))
 }

@@ -16,10 +16,11 @@ const THREADS: &str = "--test-threads=32";
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let ["--seconds", seconds] = *arguments else { bail!("usage: cargo xtask soak --seconds N") };
     let seconds: u32 = seconds.parse().with_context(|| format!("{seconds} is no number of seconds"))?;
-    let mut command =
+    let mut tests =
         test::built(&["-p", "larder-tests", "--test", "it", "--", "model::", "queries::", "--nocapture", THREADS])?;
+    let command = &mut tests.command;
     command.env("LARDER_SOAK_SECONDS", seconds.to_string()).stdout(Stdio::piped());
-    announce(&command);
+    announce(command);
     let mut child = command.spawn().context("cargo cannot be run")?;
     let (mut places, mut sequences, mut operations) = (0, 0, 0);
     for line in BufReader::new(child.stdout.take().expect("a pipe")).lines() {

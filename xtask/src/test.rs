@@ -3,17 +3,25 @@
 use std::process::Command;
 
 use anyhow::Result;
+use larder_test_cluster::Settings;
 
 use crate::artifacts::{build_plugins_and_guests, guests, host};
+use crate::postgres::{self, Postgres};
 use crate::shell::{cargo, run};
+
+/// The command that tests what was built, and the services that it needs, which end when this is dropped.
+pub(crate) struct Tests {
+    pub(crate) command: Command,
+    _postgres: Postgres,
+}
 
 /// Builds and tests. `arguments` go to `cargo test` as they are; a package among them replaces the whole workspace.
 pub(crate) fn run_tests(arguments: &[&str]) -> Result<()> {
-    run(&mut built(arguments)?)
+    run(&mut built(arguments)?.command)
 }
 
-/// Builds everything; then the command that tests it is this one.
-pub(crate) fn built(arguments: &[&str]) -> Result<Command> {
+/// Builds everything and starts what the tests need.
+pub(crate) fn built(arguments: &[&str]) -> Result<Tests> {
     let (plugins, guest_directory) = build_plugins_and_guests()?;
     let packages = if names_packages(arguments) { Vec::new() } else { workspace()? };
     // The same selection as the tests', so that each dependency is built once, with one set of features.
@@ -26,7 +34,9 @@ pub(crate) fn built(arguments: &[&str]) -> Result<Command> {
         .env("LARDER_TEST_PLUGINS", plugins)
         .env("LARDER_TEST_GUESTS", guest_directory)
         .env("LARDER_TEST_BIN", host(false)?);
-    Ok(command)
+    let postgres = postgres::start(Settings::default())?;
+    command.envs(postgres.variables());
+    Ok(Tests { command, _postgres: postgres })
 }
 
 /// The arguments that select every package but the guests, which are no programs for this machine.
