@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use larder::conformance::{self, Instances, Subject, Verdict};
 use serde_json::Value;
 
+use crate::databases::Database;
 use crate::support::{Folder, guests, object, plugins};
 
 /// A component, and the store that it is tested with.
@@ -14,14 +15,30 @@ async fn subject(component: PathBuf, store: &str) -> Subject {
     Subject::load(&component, store).await.expect("a component that loads")
 }
 
-/// Runs a case on warm and on fresh instances. Only what needs an instance that remembers may be left out, and no
-/// strategy of the project's does.
+/// Runs a case on warm and on fresh instances.
 async fn check(subject: Subject, case: &str) {
     for instances in Instances::ALL {
-        match conformance::run_case(&subject, case, instances).await.verdict {
-            Verdict::Passed | Verdict::Undeclared { .. } => {}
-            verdict => panic!("on {} instances: {verdict:#?}", instances.name()),
-        }
+        check_on(instances, &subject, case).await;
+    }
+}
+
+/// The same on PostgreSQL, where the suite has no place that it could make: each time a database that is new.
+async fn check_on_postgres(constraints: &str, case: &str) {
+    for instances in Instances::ALL {
+        let database = Database::new(constraints);
+        let store = format!(
+            r#"{{"sql_strategy": {{"type": "postgresql", {}, "constraints": "{constraints}"}}}}"#,
+            database.members()
+        );
+        check_on(instances, &subject(plugins().join("sql.wasm"), &store).await, case).await;
+    }
+}
+
+/// Only what needs an instance that remembers may be left out, and no strategy of the project's does.
+async fn check_on(instances: Instances, subject: &Subject, case: &str) {
+    match conformance::run_case(subject, case, instances).await.verdict {
+        Verdict::Passed | Verdict::Undeclared { .. } => {}
+        verdict => panic!("on {} instances: {verdict:#?}", instances.name()),
     }
 }
 
@@ -35,6 +52,19 @@ macro_rules! tests {
         tests!(sql_relaxed (plugins().join("sql.wasm"))
             r#"{"sql_strategy": {"type": "sqlite", "name": "${SCRATCH}/store.db", "constraints": "relaxed"}}"# $($name)*);
         tests!(shelf (guests().join("shelf.wasm")) "" $($name)*);
+        tests!(postgres_strict "strict" $($name)*);
+        tests!(postgres_relaxed "relaxed" $($name)*);
+    };
+    ($module:ident $constraints:literal $($name:ident)*) => {
+        mod $module {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    check_on_postgres($constraints, stringify!($name)).await;
+                }
+            )*
+        }
     };
     ($module:ident ($component:expr) $store:literal $($name:ident)*) => {
         mod $module {

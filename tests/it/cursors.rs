@@ -19,7 +19,9 @@ const STORES: &str = r#"{
       "single": {"strategy": "json", "json_strategy": {"base_path": "@/single"}},
       "split": {"strategy": "json", "json_strategy": {"storage_type": "split_files", "base_path": "@/split"}},
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
-      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}}
+      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
+      "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}}
     }
   }
 }"#;
@@ -31,13 +33,15 @@ macro_rules! in_every_store {
         in_every_store!(json_split_files "split" $($body)*);
         in_every_store!(sql_strict "strict" $($body)*);
         in_every_store!(sql_relaxed "relaxed" $($body)*);
+        in_every_store!(postgres_strict "postgres_strict" $($body)*);
+        in_every_store!(postgres_relaxed "postgres_relaxed" $($body)*);
     };
     ($module:ident $store:literal $($body:ident)*) => {
         mod $module {
             $(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $body() {
-                    let folder = crate::support::Folder::new(super::STORES);
+                    let folder = crate::support::Folder::for_store(super::STORES, $store);
                     let repository = folder.open($store).await;
                     super::$body(folder, repository).await;
                 }

@@ -4,6 +4,9 @@
 // Where things are, and how a test gets a folder, a store and a run of the program.
 mod support;
 
+// Databases of PostgreSQL, one a test.
+mod databases;
+
 // One body, every strategy: what the contract promises of a repository.
 mod conformance;
 

@@ -65,6 +65,8 @@ run_against! {
     json_split_files: "split", strict: false;
     sql_sqlite_strict: "strict", strict: true;
     sql_sqlite_relaxed: "relaxed", strict: false;
+    sql_postgres_strict: "postgres_strict", strict: true;
+    sql_postgres_relaxed: "postgres_relaxed", strict: false;
 }
 
 /// Every way to store, and a collection that names its members as nobody else does and keeps no times.
@@ -78,7 +80,9 @@ const STORES: &str = r#"{
         "json_strategy": {"storage_type": "split_files", "base_path": "@/split", "sync_writes": false}
       },
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
-      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}}
+      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
+      "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}}
     },
     "collections": {
       "parts": {
@@ -1162,7 +1166,7 @@ const WRONG_CALLS: usize = 12;
 
 impl System {
     async fn new(store: &'static str) -> System {
-        let folder = Folder::new(STORES);
+        let folder = Folder::for_store(STORES, store);
         let host = folder.host();
         // Two instances of one host, and one of another.
         let mut clients = Vec::new();

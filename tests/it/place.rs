@@ -16,7 +16,8 @@ pub trait Opens {
     fn open(&self) -> impl Future<Output = Repository>;
 }
 
-/// Every way to store, each in a place of its own. The deadline of a transaction is `#`.
+/// Every way to store, each in a place of its own. The deadline of a transaction is `#`. Many processes meet at one
+/// PostgreSQL, which has so many connections and no more.
 const STORES: &str = r#"{
   "plugins": {"transaction_timeout": #},
   "storage": {
@@ -25,7 +26,9 @@ const STORES: &str = r#"{
       "single": {"strategy": "json", "json_strategy": {"base_path": "@/single"}},
       "split": {"strategy": "json", "json_strategy": {"storage_type": "split_files", "base_path": "@/split"}},
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
-      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}}
+      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
+      "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~, "pool_size": 2, "max_overflow": 4}},
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "pool_size": 2, "max_overflow": 4, "constraints": "relaxed"}}
     }
   }
 }"#;
@@ -45,7 +48,7 @@ impl Place {
     /// A place where a transaction may take this long.
     pub fn with_transaction_timeout(store: &'static str, timeout: Duration) -> Place {
         let config = STORES.replace('#', &timeout.as_secs_f64().to_string());
-        Place { folder: Arc::new(Folder::new(&config)), store }
+        Place { folder: Arc::new(Folder::for_store(&config, store)), store }
     }
 }
 
@@ -62,6 +65,8 @@ macro_rules! on_every_store {
         $crate::place::on_every_store!(json_split_files "split" $($body)*);
         $crate::place::on_every_store!(sql_strict "strict" $($body)*);
         $crate::place::on_every_store!(sql_relaxed "relaxed" $($body)*);
+        $crate::place::on_every_store!(postgres_strict "postgres_strict" $($body)*);
+        $crate::place::on_every_store!(postgres_relaxed "postgres_relaxed" $($body)*);
     };
     ($module:ident $store:literal $($body:ident)*) => {
         mod $module {

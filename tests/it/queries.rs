@@ -34,6 +34,8 @@ ask! {
     json_split_files: "split";
     sql_sqlite_strict: "strict";
     sql_sqlite_relaxed: "relaxed";
+    sql_postgres_strict: "postgres_strict";
+    sql_postgres_relaxed: "postgres_relaxed";
 }
 
 /// Every way to store, and a collection with a column of each type, none of which has to hold that type.
@@ -47,7 +49,9 @@ const STORES: &str = r#"{
         "json_strategy": {"storage_type": "split_files", "base_path": "@/split", "sync_writes": false}
       },
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
-      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}}
+      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
+      "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}}
     },
     "collections": {
       "wild": {
@@ -359,7 +363,7 @@ async fn ask_all(test: &str, store: &str, seed: u64) -> usize {
     // Shown where the test fails.
     println!("run it again with LARDER_TEST_SEED={seed} cargo xtask test -p larder-tests -- queries::{test}");
     let random = &mut Random(seed);
-    let folder = Folder::new(STORES);
+    let folder = Folder::for_store(STORES, store);
     let repository = folder.open(store).await;
     let mut asked_in_all = 0;
     for data in data(random) {

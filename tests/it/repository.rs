@@ -22,7 +22,9 @@ const STORES: &str = r#"{
       "single": {"strategy": "json", "json_strategy": {"base_path": "@/single"}},
       "split": {"strategy": "json", "json_strategy": {"storage_type": "split_files", "base_path": "@/split"}},
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
-      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}}
+      "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
+      "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}}
     }
   }
 }"#;
@@ -35,19 +37,37 @@ struct Place {
 
 impl Place {
     fn new(store: &'static str) -> Place {
-        Place { folder: Folder::new(STORES), store }
+        Place { folder: Folder::for_store(STORES, store), store }
     }
 
     /// One place for each store.
-    fn each() -> [Place; 4] {
-        ["single", "split", "strict", "relaxed"].map(Place::new)
+    fn each() -> [Place; 6] {
+        ["single", "split", "strict", "relaxed", "postgres_strict", "postgres_relaxed"].map(Place::new)
     }
 
     /// A handle of its own: another host, another instance of the strategy.
     async fn open(&self) -> Repository {
         self.folder.open(self.store).await
     }
+
+    /// Runs a statement in the database, as another program would, and gives the cells that it answers.
+    async fn sql(&self, statement: &'static str) -> Vec<Option<String>> {
+        match self.folder.databases() {
+            [] => {
+                let mut database = self.folder.sqlite(&format!("{}.db", self.store)).await;
+                let rows = database.fetch_all(statement).await.unwrap();
+                rows.iter().flat_map(|row| (0..row.len()).map(|cell| row.get(cell))).collect()
+            }
+            [database, ..] => {
+                let rows = database.connect().await.fetch_all(statement).await.unwrap();
+                rows.iter().flat_map(|row| (0..row.len()).map(|cell| row.get(cell))).collect()
+            }
+        }
+    }
 }
+
+/// The stores with tables.
+const TABLES: [&str; 4] = ["strict", "relaxed", "postgres_strict", "postgres_relaxed"];
 
 /// A template with what the strict tables require, and more members, each preceded by a comma.
 fn template(id: &str, more: &str) -> Vec<u8> {
@@ -325,39 +345,39 @@ async fn tables_have_the_documented_columns() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_can_be_queried_by_other_programs() {
-    for store in ["strict", "relaxed"] {
+    for store in TABLES {
         let place = Place::new(store);
         let repository = place.open().await;
         let more = r#","image_id":"ami-1","subnet_ids":["subnet-1","subnet-2"],"max_number":7,"extra":1"#;
         save(&repository, "a", more).await;
         repository.save("requests", REQUEST.as_bytes(), Expectation::Any).await.unwrap();
-        let mut database = place.folder.sqlite(&format!("{store}.db")).await;
-        let row = database
-            .fetch_one("SELECT t.name, max_number, subnet_ids, image_id, status FROM requests JOIN templates t USING (template_id)")
-            .await
-            .unwrap();
-        assert_eq!((row.get::<&str, _>(0), row.get::<i64, _>(1)), ("Pool", 7));
-        assert_eq!((row.get::<&str, _>(3), row.get::<&str, _>(4)), ("ami-1", "NEW"));
-        let subnets: Value = serde_json::from_str(row.get(2)).unwrap();
+        let cells = place
+            .sql(
+                "SELECT t.name, CAST(max_number + 1 AS TEXT), CAST(subnet_ids AS TEXT), image_id, status \
+                 FROM requests JOIN templates t USING (template_id)",
+            )
+            .await;
+        let cells: Vec<&str> = cells.iter().flatten().map(String::as_str).collect();
+        let [name, number, subnets, image, status] = *cells else { panic!("{store}: {cells:?}") };
+        assert_eq!([name, number, image, status], ["Pool", "8", "ami-1", "NEW"], "{store}");
+        let subnets: Value = serde_json::from_str(subnets).unwrap();
         assert_eq!(subnets, serde_json::json!(["subnet-1", "subnet-2"]));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_changed_by_hand_in_a_table_is_what_is_read() {
-    for store in ["strict", "relaxed"] {
+    for store in TABLES {
         let place = Place::new(store);
         let repository = place.open().await;
         save(&repository, "a", r#","image_id":"ami-1","extra":{"kept":true}"#).await;
-        let mut database = place.folder.sqlite(&format!("{store}.db")).await;
-        database.execute("UPDATE templates SET name = 'By hand', max_number = 99, image_id = NULL").await.unwrap();
-        database
-            .execute(
+        place.sql("UPDATE templates SET name = 'By hand', max_number = 99, image_id = NULL").await;
+        place
+            .sql(
                 "INSERT INTO templates (template_id, name, provider_api, vm_type, max_number) \
                  VALUES ('hand', 'New', 'EC2Fleet', 't3.large', 3)",
             )
-            .await
-            .unwrap();
+            .await;
 
         let found = stored(&repository, "templates", "a").await;
         assert_eq!((&found["name"], &found["max_number"]), (&"By hand".into(), &99.into()));
@@ -387,20 +407,24 @@ async fn strict_tables_reject_what_breaks_a_rule_and_relaxed_ones_keep_it() {
     // A declared type is what a field is expected to hold, and no rule.
     let unexpected = ("type", "templates", valid.replace(r#""max_number":10"#, r#""max_number":"ten","image_id":[]"#));
 
-    let strict = Place::new("strict");
-    let repository = strict.open().await;
-    for (what, collection, body) in &broken {
-        let error = refused(repository.save(collection, body.as_bytes(), Expectation::Any).await, ErrorKind::Rejected);
-        assert!(error.message.contains(collection), "{what}: {error}");
+    for store in ["strict", "postgres_strict"] {
+        let strict = Place::new(store);
+        let repository = strict.open().await;
+        for (what, collection, body) in &broken {
+            let saved = repository.save(collection, body.as_bytes(), Expectation::Any).await;
+            let error = refused(saved, ErrorKind::Rejected);
+            assert!(error.message.contains(collection), "{store}, {what}: {error}");
+        }
+        assert_eq!(repository.count("templates", None).await.unwrap(), 0);
+        assert_eq!(repository.count("requests", None).await.unwrap(), 0);
+        check_kept(&repository, &unexpected).await;
     }
-    assert_eq!(repository.count("templates", None).await.unwrap(), 0);
-    assert_eq!(repository.count("requests", None).await.unwrap(), 0);
-    check_kept(&repository, &unexpected).await;
-
-    let relaxed = Place::new("relaxed");
-    let repository = relaxed.open().await;
-    for case in broken.iter().chain([&unexpected]) {
-        check_kept(&repository, case).await;
+    for store in ["relaxed", "postgres_relaxed"] {
+        let relaxed = Place::new(store);
+        let repository = relaxed.open().await;
+        for case in broken.iter().chain([&unexpected]) {
+            check_kept(&repository, case).await;
+        }
     }
 }
 
@@ -415,13 +439,15 @@ async fn check_kept(repository: &Repository, (what, collection, body): &(&str, &
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_strict_reference_keeps_what_it_points_to() {
-    let place = Place::new("strict");
-    let repository = place.open().await;
-    save(&repository, "a", "").await;
-    repository.save("requests", REQUEST.as_bytes(), Expectation::Any).await.unwrap();
-    refused(repository.delete("templates", "a", None).await, ErrorKind::Rejected);
-    // It can be replaced all the same.
-    assert_eq!(save(&repository, "a", r#","n":1"#).await, 2);
-    repository.delete("requests", "r", None).await.unwrap();
-    assert!(repository.delete("templates", "a", None).await.unwrap().existed);
+    for store in ["strict", "postgres_strict"] {
+        let place = Place::new(store);
+        let repository = place.open().await;
+        save(&repository, "a", "").await;
+        repository.save("requests", REQUEST.as_bytes(), Expectation::Any).await.unwrap();
+        refused(repository.delete("templates", "a", None).await, ErrorKind::Rejected);
+        // It can be replaced all the same.
+        assert_eq!(save(&repository, "a", r#","n":1"#).await, 2);
+        repository.delete("requests", "r", None).await.unwrap();
+        assert!(repository.delete("templates", "a", None).await.unwrap().existed);
+    }
 }

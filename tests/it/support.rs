@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 
+use crate::databases::Database;
+
 fn built(variable: &str) -> PathBuf {
     match std::env::var_os(variable) {
         Some(path) => path.into(),
@@ -51,22 +53,53 @@ pub fn assert_same_object(found: impl AsRef<[u8]>, expected: impl AsRef<[u8]>) {
     );
 }
 
+/// What stands for a database that a test has no use for.
+const NO_DATABASE: &str = r#""host": "127.0.0.1", "port": 1, "name": "none", "username": "nobody""#;
+
 /// A working folder with a configuration; removed at the end of the test.
-pub struct Folder(TempDir);
+pub struct Folder {
+    directory: TempDir,
+    databases: Vec<Database>,
+}
 
 impl Folder {
     /// A folder whose `larder.json` is `config`. Relative paths in it are absolute here, because the tests of one process share
     /// a working directory: `@` stands for the folder.
     pub fn new(config: &str) -> Folder {
-        let folder = Folder(tempfile::tempdir().expect("a temporary folder"));
-        let root = folder.path().to_str().expect("a UTF-8 path").to_owned();
-        folder.write("larder.json", config.replace('@', &root));
+        Folder::with_databases(config, &[])
+    }
+
+    /// A folder for one of the stores in `config`: `postgres_strict` has the database `~strict~`, and so on.
+    pub fn for_store(config: &str, store: &str) -> Folder {
+        Folder::with_databases(config, store.strip_prefix("postgres_").as_slice())
+    }
+
+    /// A folder with databases of PostgreSQL, which are gone with it. In the configuration `~NAME~` stands for what
+    /// `sql_strategy` says of one beside its type; of those that are not named here, nothing that could be opened.
+    pub fn with_databases(config: &str, names: &[&str]) -> Folder {
+        let directory = tempfile::tempdir().expect("a temporary folder");
+        let root = directory.path().to_str().expect("a UTF-8 path").to_owned();
+        let mut config = config.replace('@', &root);
+        let databases: Vec<Database> = names.iter().map(|name| Database::new(name)).collect();
+        for (name, database) in names.iter().zip(&databases) {
+            config = config.replace(&format!("~{name}~"), &database.members());
+        }
+        let parts: Vec<&str> = config.split('~').collect();
+        let parts = parts.iter().enumerate().map(|(n, part)| if n % 2 == 0 { part } else { NO_DATABASE });
+        let config: String = parts.collect();
+        let folder = Folder { directory, databases };
+        folder.write("larder.json", config);
         folder
+    }
+
+    /// Its databases of PostgreSQL, in the order in which they were named.
+    pub fn databases(&self) -> &[Database] {
+        &self.databases
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        self.directory.path()
     }
 
     /// Writes a file in it, and the folders above the file.
