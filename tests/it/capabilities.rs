@@ -12,6 +12,15 @@ const STORES: &str = r#"{
         "grants": {
             "files": {"directory": "@/lent"},
             "sql": {"type": "sqlite", "name": "@/lent.db", "timeout": 0.5}
+        },
+        "stores": {
+            "server": {
+                "strategy": "puppet",
+                "grants": {
+                    "files": {"directory": "@/lent"},
+                    "sql": {"type": "postgresql", ~lent~, "timeout": 0.5, "pool_size": 2, "max_overflow": 3}
+                }
+            }
         }
     }
 }"#;
@@ -26,8 +35,13 @@ async fn attempt(puppet: &Repository, deed: &str) -> (String, String) {
 
 /// The function that a deed is about, the deed, and what it must see; an error by its kind.
 async fn check(story: &[(&str, &str, Result<&str, &str>)]) {
-    let folder = Folder::new(STORES);
-    let puppet = folder.host_with(&guests()).open(None).await.expect("a store that opens");
+    check_on("puppet", &[], story).await;
+}
+
+/// The same on a store with these databases of PostgreSQL.
+async fn check_on(store: &str, databases: &[&str], story: &[(&str, &str, Result<&str, &str>)]) {
+    let folder = Folder::with_databases(STORES, databases);
+    let puppet = folder.host_with(&guests()).open(Some(store)).await.expect("a store that opens");
     for (function, deed, expected) in story {
         let (answer, value) = attempt(&puppet, deed).await;
         match expected {
@@ -134,6 +148,61 @@ async fn statements_run_alone_or_in_transactions() {
         ("sql.begin-bulk", "sql-bulk INSERT INTO t VALUES (4, 'bulk')", Ok("[]")),
         ("sql.sync", "sql-sync", Ok("")),
         ("sql.sync", "sql SELECT count(*) FROM t", Ok("[Integer(4)]")),
+        ("sql.free-space", "database-free-space", Ok("Some(true)")),
+        ("sql.get-connections", "connections", Ok("true: 5 of 15")),
+        // A statement that fails is undone alone.
+        (
+            "sql.transaction.attempt",
+            "sql-attempt INSERT INTO t VALUES (5, 'x'), (1, 'again')",
+            Ok("already-exists, then [Integer(4)]"),
+        ),
+        ("sql.transaction.attempt", "sql-attempt INSERT INTO t VALUES (5, 'x')", Ok("[], then [Integer(5)]")),
+        ("sql.transaction.copy-in", "sql-copy t|a,b|6<tab>copied<line>", Err("unsupported")),
+        ("sql.transaction.copy-in", "sql SELECT count(*) FROM t", Ok("[Integer(5)]")),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn statements_run_alone_or_in_transactions_on_a_server_too() {
+    let story = [
+        ("sql.get-dialect", "dialect", Ok("Postgres")),
+        ("sql.size", "database-size", Ok("Some(true)")),
+        ("sql.free-space", "database-free-space", Ok("None")),
+        ("sql.query", "sql CREATE TABLE t (a BIGINT PRIMARY KEY, b TEXT)", Ok("[]")),
+        (
+            "sql.query",
+            "sql-parameters SELECT $1::bigint AS a, $2 AS b, $3 AS c",
+            Ok(r#"["a", "b", "c"] [Integer(7), Text("t"), Null]"#),
+        ),
+        ("sql.query", "sql-affected INSERT INTO t VALUES (1, 'x'), (2, 'y')", Ok("2")),
+        ("sql.query", "sql INSERT INTO t VALUES (1, 'again')", Err("already-exists")),
+        ("sql.query", "sql-cut SELECT a FROM t", Ok("1 true")),
+        ("sql.begin", "sql-commit INSERT INTO t VALUES (3, 'z')", Ok("[]")),
+        ("sql.transaction.commit", "sql SELECT count(*) FROM t", Ok("[Integer(3)]")),
+        ("sql.begin", "sql-rollback DELETE FROM t", Ok("[]")),
+        ("sql.transaction.rollback", "sql SELECT count(*) FROM t", Ok("[Integer(3)]")),
+        ("sql.transaction.query", "sql-drop DELETE FROM t", Ok("[]")),
+        ("sql.transaction.query", "sql SELECT count(*) FROM t", Ok("[Integer(3)]")),
+        // A statement that failed has ended the transaction.
+        ("sql.transaction.query", "sql-after-failure SELECT 1", Err("invalid-argument")),
+        ("sql.begin", "sql-read-only SELECT max(a) FROM t", Ok("[Integer(3)]")),
+        ("sql.begin", "sql-read-only DELETE FROM t", Err("denied")),
+        ("sql.begin-bulk", "sql-bulk INSERT INTO t VALUES (4, 'bulk')", Ok("[]")),
+        ("sql.sync", "sql-sync", Ok("")),
+        ("sql.sync", "sql SELECT count(*) FROM t", Ok("[Integer(4)]")),
+        (
+            "sql.transaction.attempt",
+            "sql-attempt INSERT INTO t VALUES (5, 'x'), (1, 'again')",
+            Ok("already-exists, then [Integer(4)]"),
+        ),
+        ("sql.transaction.attempt", "sql-attempt INSERT INTO t VALUES (5, 'x')", Ok("[], then [Integer(5)]")),
+        ("sql.transaction.copy-in", "sql-copy t|a,b|6<tab>copied<line>7<tab>\\N<line>", Ok("2")),
+        ("sql.transaction.copy-in", "sql SELECT b FROM t WHERE a > 5 ORDER BY a", Ok(r#"[Text("copied"), Null]"#)),
+        // Of rows that do not fit, none is there.
+        ("sql.transaction.copy-in", "sql-copy t|a,b|8<tab>x<line>7<tab>y<line>", Err("already-exists")),
+        ("sql.transaction.copy-in", "sql SELECT count(*) FROM t", Ok("[Integer(7)]")),
+        ("sql.get-connections", "connections", Ok("true: 2 of 5")),
+    ];
+    check_on("server", &["lent"], &story).await;
 }

@@ -40,6 +40,9 @@ mod contention;
 // Moving data, with real and realistic input.
 mod migration;
 
+// Every kind of store to every other one.
+mod pairs;
+
 // The program: its output, its errors and its exit codes.
 mod cli;
 

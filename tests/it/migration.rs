@@ -9,7 +9,7 @@ use sqlx::{Executor, Row};
 
 use crate::support::{Folder, Run, object};
 
-/// A JSON store, both kinds of tables, and JSON stores to come back to.
+/// A JSON store, both kinds of tables in each database, and JSON stores to come back to.
 const STORES: &str = r#"{
   "storage": {
     "strategy": "json",
@@ -17,6 +17,8 @@ const STORES: &str = r#"{
     "sql_strategy": {"type": "sqlite", "name": "@/strict.db"},
     "stores": {
       "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
+      "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}},
       "back": {"strategy": "json", "json_strategy": {"base_path": "@/back"}},
       "split": {"strategy": "json", "json_strategy": {"storage_type": "split_files", "base_path": "@/split"}}
     }COLLECTIONS
@@ -34,6 +36,13 @@ fn folder(document: &str) -> Folder {
 
 fn folder_with(document: &str, collections: &str) -> Folder {
     let folder = Folder::new(&STORES.replace("COLLECTIONS", collections));
+    folder.write(SOURCE, document);
+    folder
+}
+
+/// The same with a database for one of the stores of PostgreSQL, if it is one of those.
+fn folder_for(document: &str, store: &str) -> Folder {
+    let folder = Folder::for_store(&STORES.replace("COLLECTIONS", ""), store);
     folder.write(SOURCE, document);
     folder
 }
@@ -92,10 +101,16 @@ fn assert_same_document(found: &str, expected: &str) {
 }
 
 #[test]
-fn a_host_factorys_data_goes_to_sqlite_and_comes_back_equal() {
+fn a_host_factorys_data_goes_to_tables_and_comes_back_equal() {
+    for tables in ["relaxed", "postgres_relaxed"] {
+        check_there_and_back(tables);
+    }
+}
+
+fn check_there_and_back(tables: &str) {
     let document = larder_samples::hostfactory(SEED);
-    let folder = folder(&document);
-    let run = migrate(&folder, "json", "relaxed", &["--format", "json"]).exits(0);
+    let folder = folder_for(&document, tables);
+    let run = migrate(&folder, "json", tables, &["--format", "json"]).exits(0);
     let there = report(&run);
     assert_eq!(
         counts(&there),
@@ -107,8 +122,9 @@ fn a_host_factorys_data_goes_to_sqlite_and_comes_back_equal() {
     }
     assert_eq!(folder.read(SOURCE), document, "the source is as it was");
 
-    let run = migrate(&folder, "relaxed", "back", &[]).exits(0);
-    assert!(run.stderr.contains("migrated 2550 entities from `relaxed` to `back`, verified equal"), "{run:#?}");
+    let run = migrate(&folder, tables, "back", &[]).exits(0);
+    let said = format!("migrated 2550 entities from `{tables}` to `back`, verified equal");
+    assert!(run.stderr.contains(&said), "{run:#?}");
     assert_same_document(&folder.read(BACK), &document);
     let run = folder.larder(&["verify", "--from", "json", "--to", "back"]).exits(0);
     assert_eq!(
@@ -164,12 +180,16 @@ fn the_documented_example_is_refused_by_strict_tables_before_anything_is_written
 
 #[test]
 fn every_broken_rule_is_counted_references_too() {
-    let folder = folder(&larder_samples::hostfactory(SEED));
-    let run = migrate(&folder, "json", "sql", &["--dry-run"]).exits(1);
-    assert!(
-        run.stderr.starts_with("error: 150 entities break a rule of store `sql`; nothing was written\n"),
-        "{run:#?}"
-    );
+    for tables in ["sql", "postgres_strict"] {
+        check_rules(tables);
+    }
+}
+
+fn check_rules(tables: &str) {
+    let folder = folder_for(&larder_samples::hostfactory(SEED), tables);
+    let run = migrate(&folder, "json", tables, &["--dry-run"]).exits(1);
+    let said = format!("error: 150 entities break a rule of store `{tables}`; nothing was written\n");
+    assert!(run.stderr.starts_with(&said), "{run:#?}");
     for rule in [
         "caused by: requests.template_id must name an entity of templates: 100 entities, for example `ret-",
         "caused by: templates.max_number is required: 50 entities, for example `",
@@ -284,8 +304,8 @@ fn a_dry_run_writes_nothing_and_says_what_would_be_made() {
 
 #[test]
 fn migrating_again_changes_nothing() {
-    let folder = folder(&sample("request_database.json"));
-    for target in ["sql", "back"] {
+    for target in ["sql", "postgres_strict", "back"] {
+        let folder = folder_for(&sample("request_database.json"), target);
         migrate(&folder, "json", target, &[]).exits(0);
         let exported = || folder.larder(&["export", "--store", target]).exits(0).stdout;
         let before = exported();
@@ -302,8 +322,8 @@ fn migrating_again_changes_nothing() {
 
 #[test]
 fn what_the_target_holds_with_other_content_is_refused_left_or_replaced() {
-    for target in ["relaxed", "sql", "back", "split"] {
-        let folder = folder(&sample("request_database.json"));
+    for target in ["relaxed", "sql", "postgres_strict", "postgres_relaxed", "back", "split"] {
+        let folder = folder_for(&sample("request_database.json"), target);
         migrate(&folder, "json", target, &[]).exits(0);
         let other = r#"{"template_id":"small","name":"Other","provider_api":"x","vm_type":"y","max_number":1}"#;
         folder.larder_with(&["save", "templates", "--store", target], other).exits(0);
@@ -472,16 +492,22 @@ fn what_the_target_was_to_keep_is_not_removed_from_the_source() {
 
 #[test]
 fn ten_thousand_machines_go_to_strict_tables_with_the_default_batches() {
+    for tables in ["sql", "postgres_strict"] {
+        check_ten_thousand_machines(tables);
+    }
+}
+
+fn check_ten_thousand_machines(tables: &str) {
     let document = larder_samples::machines(10_000, SEED);
-    let folder = folder(&document);
-    let run = migrate(&folder, "json", "sql", &["--format", "json"]).exits(0);
+    let folder = folder_for(&document, tables);
+    let run = migrate(&folder, "json", tables, &["--format", "json"]).exits(0);
     assert_eq!(
         counts(&report(&run)),
         counted(&[("templates", [10, 0, 0]), ("requests", [1000, 0, 0]), ("machines", [10_000, 0, 0])])
     );
-    let run = folder.larder(&["count", "machines", "--store", "sql", "--filter", "request_id=req-000000500"]).exits(0);
-    assert_eq!(run.stdout, "10\n");
-    migrate(&folder, "sql", "split", &["--batch-size", "1000"]).exits(0);
+    let count = ["count", "machines", "--store", tables, "--filter", "request_id=req-000000500"];
+    assert_eq!(folder.larder(&count).exits(0).stdout, "10\n");
+    migrate(&folder, tables, "split", &["--batch-size", "1000"]).exits(0);
     folder.larder(&["verify", "--from", "json", "--to", "split"]).exits(0);
 }
 

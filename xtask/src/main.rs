@@ -27,8 +27,10 @@ usage: cargo xtask COMMAND
   postgres          a PostgreSQL to try things with, until Ctrl-C; the tests use one that LARDER_TEST_POSTGRES,
                     LARDER_TEST_POSTGRES_SUPERUSER (URLs) and LARDER_TEST_POSTGRES_BIN (its programs) name
   soak --seconds N  random operations on every strategy for N seconds, against a reference in memory
-  crash --kills N   kill processes while they write to JSON stores, and look for what was acknowledged
+  crash --kills N   kill processes while they write, and look for what was acknowledged
   contention        16 processes at one store: 16,000 saves, 4,000 counts, a writer beside readers
+  pairs             20,000 entities that are easy to damage from every kind of store to every other one
+  clients           64 clients at once at PostgreSQL, for a minute
   check             formatting, tidy, dependencies, lints and documentation
   ci                check, then test
   tidy              the rules that the compiler and clippy cannot check
@@ -61,6 +63,8 @@ fn run(arguments: &[String]) -> Result<()> {
         ["soak", ref rest @ ..] => soak::run(rest),
         ["crash", ref rest @ ..] => processes::crash(rest),
         ["contention", ref rest @ ..] => processes::contention(rest),
+        ["pairs", ref rest @ ..] => processes::pairs(rest),
+        ["clients", ref rest @ ..] => processes::clients(rest),
         ["check"] => check::run_checks(),
         ["ci"] => check::run_checks().and_then(|()| test::run_tests(&[])),
         ["tidy"] => tidy::run(),

@@ -1,5 +1,6 @@
-//! `cargo xtask crash` and `cargo xtask contention`: the long forms of the tests that start processes of their own and kill
-//! some of them (`tests/it/crash.rs` and `tests/it/contention.rs`). The tests print what was done.
+//! The long forms of tests that take minutes: `cargo xtask crash` and `cargo xtask contention`, which start processes of
+//! their own and kill some of them (`tests/it/crash.rs` and `tests/it/contention.rs`), `cargo xtask pairs` and `cargo xtask
+//! clients`. The tests print what was done.
 
 use anyhow::{Context, Result, bail};
 
@@ -11,6 +12,18 @@ pub(crate) fn crash(arguments: &[&str]) -> Result<()> {
     let ["--kills", kills] = *arguments else { bail!("usage: cargo xtask crash --kills N") };
     let kills: u32 = kills.parse().with_context(|| format!("{kills} is no number of kills"))?;
     run("crash::", "LARDER_CRASH_KILLS", &kills.to_string())
+}
+
+/// Moves 20,000 entities that are easy to damage from every kind of store to every other one (`tests/it/pairs.rs`).
+pub(crate) fn pairs(arguments: &[&str]) -> Result<()> {
+    let [] = *arguments else { bail!("usage: cargo xtask pairs") };
+    run("pairs::", "LARDER_PAIRS_ENTITIES", "20000")
+}
+
+/// Holds 64 clients at once at PostgreSQL for a minute (`tests/it/postgres.rs`).
+pub(crate) fn clients(arguments: &[&str]) -> Result<()> {
+    let [] = *arguments else { bail!("usage: cargo xtask clients") };
+    run("postgres::many_clients", "LARDER_CLIENTS_SECONDS", "60")
 }
 
 /// Lets 16 processes meet at one store, of each kind after the other.

@@ -70,6 +70,33 @@ impl<F: Files, S: Sql> Puppet<F, S> {
             }
             "dialect" => Ok(format!("{:?}", self.sql.dialect())),
             "database-size" => self.sql.size().map(|bytes| format!("{:?}", bytes.map(|bytes| bytes > 0))),
+            "database-free-space" => self.sql.free_space().map(|bytes| format!("{:?}", bytes.map(|bytes| bytes > 0))),
+            "connections" => {
+                let it = self.sql.connections();
+                let is_sound = it.idle <= it.open && it.open <= it.max;
+                Ok(format!("{is_sound}: {} of {}", it.kept, it.max))
+            }
+            "sql-attempt" => {
+                let transaction = self.sql.begin(None, false)?;
+                let attempted = match transaction.attempt(object, Vec::new(), READ_BYTES_MAX) {
+                    Ok(rows) => format!("{:?}", rows.cells),
+                    Err(error) => error.kind.name().to_owned(),
+                };
+                let rows = transaction.query("SELECT count(*) FROM t", Vec::new(), READ_BYTES_MAX)?;
+                transaction.commit()?;
+                Ok(format!("{attempted}, then {:?}", rows.cells))
+            }
+            // The name of a table, then those of its columns, then the rows.
+            "sql-copy" => {
+                let object = with_controls(object);
+                let mut words = object.splitn(3, '|');
+                let [table, columns, rows] = [(); 3].map(|()| words.next().unwrap_or_default());
+                let columns: Vec<&str> = columns.split(',').collect();
+                let transaction = self.sql.begin_bulk()?;
+                let copied = transaction.copy_in(table, &columns, rows.as_bytes())?;
+                transaction.commit()?;
+                Ok(copied.to_string())
+            }
             "sql-sync" => self.sql.sync().map(|()| String::new()),
             "sql-parameters" => {
                 let params = vec![SqlValue::Integer(7), SqlValue::Text("t".into()), SqlValue::Null];
@@ -87,6 +114,17 @@ impl<F: Files, S: Sql> Puppet<F, S> {
             "sql-read-only" => within(self.sql.begin(None, true)?, object, S::Transaction::commit),
             "sql-bulk" => within(self.sql.begin_bulk()?, object, S::Transaction::commit),
             "sql" => self.sql.query(object, Vec::new(), READ_BYTES_MAX).map(|rows| format!("{:?}", rows.cells)),
+            "sql-with-controls" => {
+                let text = with_controls(object);
+                self.sql.query(&text, Vec::new(), READ_BYTES_MAX).map(|rows| format!("{:?}", rows.cells))
+            }
+            "sql-after-failure" => {
+                let transaction = self.sql.begin(None, false)?;
+                let _ = transaction.query("SELECT nothing FROM nowhere", Vec::new(), READ_BYTES_MAX);
+                let rows = transaction.query(object, Vec::new(), READ_BYTES_MAX);
+                transaction.rollback()?;
+                rows.map(|rows| format!("{:?}", rows.cells))
+            }
             "sql-in-transaction" => {
                 let transaction = self.sql.begin(None, false)?;
                 let rows = transaction.query(object, Vec::new(), READ_BYTES_MAX);
@@ -154,6 +192,11 @@ fn within<T: SqlTransaction>(transaction: T, statement: &str, end: impl FnOnce(T
     let rows = transaction.query(statement, Vec::new(), READ_BYTES_MAX)?;
     end(transaction)?;
     Ok(format!("{:?}", rows.cells))
+}
+
+/// An id has no control characters, so some stand in it by name.
+fn with_controls(deed: &str) -> String {
+    deed.replace("<tab>", "\t").replace("<line>", "\n").replace("<return>", "\r").replace("<nul>", "\0")
 }
 
 fn sizes(stats: impl Iterator<Item = FileStat>) -> String {
