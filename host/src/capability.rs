@@ -15,7 +15,7 @@ use larder_model::Error as ContractError;
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
 
-use crate::config::{Grants, SqlGrant, Store};
+use crate::config::{Grants, SqlGrant, Store, TlsMode};
 use crate::error::{Error, Result};
 use crate::plugin::bindings::{StrategyPre, error_into, isolation_from_option, types};
 use crate::plugin::bindings::{files as wit_files, sql as wit_sql};
@@ -31,26 +31,38 @@ pub(crate) struct Lent {
     pub(crate) sql: Option<Database>,
     /// Where that is, for a person.
     places: Vec<PathBuf>,
+    /// The same of a server.
+    server: Option<String>,
 }
 
 impl Lent {
     /// Makes the capabilities that the grants describe. Nothing is opened before it is used.
     ///
     /// A statement is given up before the call that sent it is, so that whoever called learns why.
-    pub(crate) fn new(grants: &Grants, call_timeout: Duration) -> Result<Lent> {
+    pub(crate) fn new(grants: &Grants, call_timeout: Duration) -> Lent {
         let file = match &grants.sql {
             Some(SqlGrant::Sqlite { path, .. }) => Some(path.clone()),
             _ => None,
         };
-        Ok(Lent {
+        let server = match &grants.sql {
+            Some(SqlGrant::Postgresql(server)) => Some(server.to_string()),
+            _ => None,
+        };
+        Lent {
             places: grants.files.iter().map(|grant| grant.directory.clone()).chain(file).collect(),
             files: grants.files.as_ref().map(|grant| Directory::new(&grant.directory)),
-            sql: grants.sql.as_ref().map(|grant| database(grant, call_timeout * 4 / 5)).transpose()?,
-        })
+            sql: grants.sql.as_ref().map(|grant| database(grant, call_timeout * 4 / 5)),
+            server,
+        }
     }
 
     /// What a person can do about a plugin's error that comes from what was lent: the plugin knows no path to tell of.
     pub(crate) fn advice(&self, error: &ContractError) -> Option<String> {
+        if let (Some(server), larder_model::ErrorKind::Unavailable) = (&self.server, error.kind) {
+            return Some(format!(
+                "the store is the database {server}: see that the server runs, lets that user in and has such a database"
+            ));
+        }
         let is_full = error.kind == larder_model::ErrorKind::LimitExceeded && error.message.contains("disk");
         let place = self.places.first().filter(|_| is_full)?;
         Some(format!("make room where {} is", place.display()))
@@ -64,9 +76,9 @@ impl Lent {
     }
 }
 
-fn database(grant: &SqlGrant, timeout_max: Duration) -> Result<Database> {
+fn database(grant: &SqlGrant, timeout_max: Duration) -> Database {
     match grant {
-        SqlGrant::Sqlite { path, pool } => Ok(Database::open_sqlite(sql::SqliteSettings {
+        SqlGrant::Sqlite { path, pool } => Database::open_sqlite(sql::SqliteSettings {
             path: path.clone(),
             pool_size: pool.size,
             max_overflow: pool.max_overflow,
@@ -74,12 +86,30 @@ fn database(grant: &SqlGrant, timeout_max: Duration) -> Result<Database> {
             pool_timeout: pool.pool_timeout.min(timeout_max),
             pool_recycle: pool.pool_recycle,
             query_cache: pool.query_cache,
-        })),
-        SqlGrant::Postgresql { .. } => Err(Error::contract(
-            larder_model::ErrorKind::Unsupported,
-            "this version of larder does not connect to PostgreSQL",
-        )
-        .hint("`type` can be `sqlite`")),
+        }),
+        SqlGrant::Postgresql(server) => Database::open_postgres(sql::PostgresSettings {
+            host: server.host.clone(),
+            port: server.port,
+            name: server.name.clone(),
+            username: server.username.clone(),
+            password: server.password.expose().to_owned(),
+            encryption: match server.tls_mode {
+                TlsMode::Disable => sql::Encryption::Disable,
+                TlsMode::Allow => sql::Encryption::Allow,
+                TlsMode::Prefer => sql::Encryption::Prefer,
+                TlsMode::Require => sql::Encryption::Require,
+                TlsMode::VerifyCa => sql::Encryption::VerifyCa,
+                TlsMode::VerifyFull => sql::Encryption::VerifyFull,
+            },
+            root_certificate: server.root_certificate.clone(),
+            allow_superuser: server.allow_superuser,
+            pool_size: server.pool.size,
+            max_overflow: server.pool.max_overflow,
+            timeout: server.pool.timeout.min(timeout_max),
+            pool_timeout: server.pool.pool_timeout.min(timeout_max),
+            pool_recycle: server.pool.pool_recycle,
+            query_cache: server.pool.query_cache,
+        }),
     }
 }
 

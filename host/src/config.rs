@@ -99,23 +99,37 @@ pub enum SqlGrant {
         /// How connections are kept.
         pool: Pool,
     },
-    /// A server.
-    Postgresql {
-        /// A name, an address, or the folder of a Unix socket.
-        host: String,
-        /// The server's port.
-        port: u16,
-        /// The database's name.
-        name: String,
-        /// Who connects.
-        username: String,
-        /// Empty where the server asks for none.
-        password: Secret,
-        /// Whether and how the connection is encrypted.
-        tls_mode: TlsMode,
-        /// How connections are kept.
-        pool: Pool,
-    },
+    /// On a server.
+    Postgresql(Server),
+}
+
+/// A database of a PostgreSQL server. Shown, it is host, port and database.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Server {
+    /// A name, an address, or the folder of a Unix socket.
+    pub host: String,
+    /// The server's port.
+    pub port: u16,
+    /// The database's name.
+    pub name: String,
+    /// Who connects.
+    pub username: String,
+    /// Empty where the server asks for none.
+    pub password: Secret,
+    /// Whether and how the connection is encrypted.
+    pub tls_mode: TlsMode,
+    /// The file of the certificate authorities that are believed; the system's where there is none.
+    pub root_certificate: Option<PathBuf>,
+    /// Whether a user may connect who can do more on the server than use databases.
+    pub allow_superuser: bool,
+    /// How connections are kept.
+    pub pool: Pool,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}/{}", self.host, self.port, self.name)
+    }
 }
 
 /// How connections to one database are kept.
@@ -370,10 +384,9 @@ impl Grants {
             (Some(SqlGrant::Sqlite { path: one, .. }), Some(SqlGrant::Sqlite { path: other, .. })) => {
                 resolve::settled(one) == resolve::settled(other)
             }
-            (
-                Some(SqlGrant::Postgresql { host, port, name, .. }),
-                Some(SqlGrant::Postgresql { host: other_host, port: other_port, name: other_name, .. }),
-            ) => (host, port, name) == (other_host, other_port, other_name),
+            (Some(SqlGrant::Postgresql(one)), Some(SqlGrant::Postgresql(other))) => {
+                (&one.host, one.port, &one.name) == (&other.host, other.port, &other.name)
+            }
             _ => false,
         };
         files || sql

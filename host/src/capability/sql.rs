@@ -2,17 +2,19 @@
 //!
 //! Text comes from a plugin and is taken for hostile: what leads out of the database, changes the connection or ends the
 //! host's transaction is denied. What is said here is common to every dialect; a dialect is one variant of [`Backend`]
-//! and [`Begun`], and a module: [`sqlite`].
+//! and [`Begun`], and a module: [`sqlite`], [`postgres`].
 
-mod guard;
+mod postgres;
 mod sqlite;
 #[cfg(test)]
 mod tests;
+mod texts;
 
 use std::sync::Arc;
 
 use larder_model::{Error, ErrorKind, Isolation, Result};
 
+pub(crate) use postgres::{Encryption, PostgresSettings};
 pub(crate) use sqlite::SqliteSettings;
 
 /// Which SQL the database speaks.
@@ -20,8 +22,7 @@ pub(crate) use sqlite::SqliteSettings;
 pub enum Dialect {
     /// In a file.
     Sqlite,
-    /// Not connected to yet.
-    #[allow(dead_code)]
+    /// On a server.
     Postgres,
 }
 
@@ -74,6 +75,7 @@ pub struct Database(Backend);
 #[derive(Clone)]
 enum Backend {
     Sqlite(Arc<sqlite::Store>),
+    Postgres(Arc<postgres::Store>),
 }
 
 impl Database {
@@ -82,10 +84,16 @@ impl Database {
         Database(Backend::Sqlite(Arc::new(sqlite::Store::new(settings))))
     }
 
+    /// Connects to nothing before it is used.
+    pub(crate) fn open_postgres(settings: PostgresSettings) -> Database {
+        Database(Backend::Postgres(Arc::new(postgres::Store::new(settings))))
+    }
+
     /// Which SQL it speaks.
     pub fn dialect(&self) -> Dialect {
         match &self.0 {
             Backend::Sqlite(_) => Dialect::Sqlite,
+            Backend::Postgres(_) => Dialect::Postgres,
         }
     }
 
@@ -93,6 +101,7 @@ impl Database {
     pub async fn size(&self) -> Result<Option<u64>> {
         match &self.0 {
             Backend::Sqlite(store) => store.size().map(Some),
+            Backend::Postgres(store) => store.size().await,
         }
     }
 
@@ -100,6 +109,7 @@ impl Database {
     pub async fn free_space(&self) -> Result<Option<u64>> {
         match &self.0 {
             Backend::Sqlite(store) => store.free_space().map(Some),
+            Backend::Postgres(_) => Ok(None),
         }
     }
 
@@ -107,6 +117,7 @@ impl Database {
     pub fn connections(&self) -> Connections {
         match &self.0 {
             Backend::Sqlite(store) => store.connections(),
+            Backend::Postgres(store) => store.connections(),
         }
     }
 
@@ -114,6 +125,7 @@ impl Database {
     pub async fn close(&self) {
         match &self.0 {
             Backend::Sqlite(store) => store.close().await,
+            Backend::Postgres(store) => store.close().await,
         }
     }
 
@@ -121,13 +133,15 @@ impl Database {
     pub async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &self.0 {
             Backend::Sqlite(store) => store.query(text, params, max_bytes).await,
+            Backend::Postgres(store) => store.query(text, params, max_bytes).await,
         }
     }
 
-    /// Begins a transaction. Every isolation is served by SQLite's only one, serializable.
-    pub async fn begin(&self, _isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
+    /// Begins a transaction. SQLite serves every isolation by its only one, serializable.
+    pub async fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
         match &self.0 {
             Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin(read_only).await?))),
+            Backend::Postgres(store) => Ok(Transaction(Begun::Postgres(store.begin(isolation, read_only).await?))),
         }
     }
 
@@ -135,6 +149,7 @@ impl Database {
     pub async fn begin_bulk(&self) -> Result<Transaction> {
         match &self.0 {
             Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin_bulk().await?))),
+            Backend::Postgres(store) => Ok(Transaction(Begun::Postgres(store.begin_bulk().await?))),
         }
     }
 
@@ -142,6 +157,7 @@ impl Database {
     pub async fn sync(&self) -> Result<()> {
         match &self.0 {
             Backend::Sqlite(store) => store.sync().await,
+            Backend::Postgres(store) => store.sync().await,
         }
     }
 }
@@ -151,6 +167,7 @@ pub struct Transaction(Begun);
 
 enum Begun {
     Sqlite(sqlite::Transaction),
+    Postgres(postgres::Transaction),
 }
 
 impl Transaction {
@@ -158,6 +175,7 @@ impl Transaction {
     pub async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &mut self.0 {
             Begun::Sqlite(transaction) => transaction.query(text, params, max_bytes).await,
+            Begun::Postgres(transaction) => transaction.query(text, params, max_bytes).await,
         }
     }
 
@@ -165,13 +183,15 @@ impl Transaction {
     pub async fn attempt(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &mut self.0 {
             Begun::Sqlite(transaction) => transaction.query(text, params, max_bytes).await,
+            Begun::Postgres(transaction) => transaction.attempt(text, params, max_bytes).await,
         }
     }
 
     /// Appends rows to a table, as whole lines in the text form of PostgreSQL's COPY.
-    pub async fn copy_in(&mut self, _table: &str, _columns: &[String], _data: Vec<u8>) -> Result<u64> {
+    pub async fn copy_in(&mut self, table: &str, columns: &[String], data: Vec<u8>) -> Result<u64> {
         match &mut self.0 {
             Begun::Sqlite(_) => Err(Error::new(ErrorKind::Unsupported, "SQLite has no COPY")),
+            Begun::Postgres(transaction) => transaction.copy_in(table, columns, data).await,
         }
     }
 
@@ -179,6 +199,7 @@ impl Transaction {
     pub async fn commit(self) -> Result<()> {
         match self.0 {
             Begun::Sqlite(transaction) => transaction.commit().await,
+            Begun::Postgres(transaction) => transaction.commit().await,
         }
     }
 
@@ -186,6 +207,7 @@ impl Transaction {
     pub async fn rollback(self) -> Result<()> {
         match self.0 {
             Begun::Sqlite(transaction) => transaction.rollback().await,
+            Begun::Postgres(transaction) => transaction.rollback().await,
         }
     }
 }

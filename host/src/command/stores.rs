@@ -16,7 +16,7 @@ pub(super) async fn run(context: &mut Context, command: StoresCommand) -> Result
         StoresCommand::Flush { store } => flush(context, store.store.as_deref()).await,
         StoresCommand::Prepare { dry_run, extend, store } => {
             prepare(context, store.store.as_deref(), dry_run, extend).await
-        },
+        }
     }
 }
 
@@ -41,7 +41,7 @@ fn describe(grants: &Grants) -> Vec<String> {
     let files = grants.files.as_ref().map(|grant| format!("files {}", grant.directory.display()));
     let sql = grants.sql.as_ref().map(|grant| match grant {
         SqlGrant::Sqlite { path, .. } => format!("sql {}", path.display()),
-        SqlGrant::Postgresql { host, port, name, .. } => format!("sql {host}:{port}/{name}"),
+        SqlGrant::Postgresql(server) => format!("sql {server}"),
     });
     files.into_iter().chain(sql).collect()
 }

@@ -12,8 +12,8 @@ use super::environment::{self, Variables};
 use super::schema::{self, key_path, unknown_key};
 use super::written::{self, DatabaseType, Document, DynamodbStrategy, JsonStrategy, SqlStrategy, SslMode};
 use super::{
-    Config, FilesGrant, Grants, MigrationSettings, PluginSettings, Pool, Secret, SqlGrant, Store, TlsMode, absolute,
-    collections, compile_cache_directory, default_plugins_directory,
+    Config, FilesGrant, Grants, MigrationSettings, PluginSettings, Pool, Secret, Server, SqlGrant, Store, TlsMode,
+    absolute, collections, compile_cache_directory, default_plugins_directory,
 };
 use crate::error::{Error, Result};
 
@@ -372,6 +372,8 @@ fn sql_grant(at: &str, sql: &SqlStrategy) -> Result<SqlGrant> {
                 ("port", sql.port != 0),
                 ("username", !sql.username.is_empty()),
                 ("password", !sql.password.is_empty()),
+                ("ssl_root_cert", !sql.ssl_root_cert.is_empty()),
+                ("allow_superuser", sql.allow_superuser),
             ];
             if let Some((key, _)) = meaningless.into_iter().find(|(_, is_set)| *is_set) {
                 return Err(Error::config(format!("`{at}.{key}` means nothing to SQLite, which is a file"))
@@ -391,7 +393,7 @@ fn sql_grant(at: &str, sql: &SqlStrategy) -> Result<SqlGrant> {
                     return Err(Error::config(format!("`{at}.{key}` is missing: the {what} of PostgreSQL")));
                 }
             }
-            Ok(SqlGrant::Postgresql {
+            Ok(SqlGrant::Postgresql(Server {
                 host: if sql.host.is_empty() { POSTGRESQL_HOST.to_owned() } else { sql.host.clone() },
                 port: if sql.port == 0 { POSTGRESQL_PORT } else { sql.port },
                 name: name.to_owned(),
@@ -405,8 +407,13 @@ fn sql_grant(at: &str, sql: &SqlStrategy) -> Result<SqlGrant> {
                     SslMode::VerifyCa => TlsMode::VerifyCa,
                     SslMode::VerifyFull => TlsMode::VerifyFull,
                 },
+                root_certificate: match sql.ssl_root_cert.as_str() {
+                    "" => None,
+                    file => Some(absolute(Path::new(file))?),
+                },
+                allow_superuser: sql.allow_superuser,
                 pool,
-            })
+            }))
         }
     }
 }

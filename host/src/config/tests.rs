@@ -151,15 +151,11 @@ fn postgresql() -> Value {
 fn a_postgresql_store_works() {
     let store = resolved(postgresql()).unwrap().store(None).unwrap();
     assert!(store.section.is_empty());
-    let Some(SqlGrant::Postgresql { host, port, name, username, password, tls_mode, pool }) = store.grants.sql else {
-        panic!("{store:?}")
-    };
-    assert_eq!(
-        (host.as_str(), port, name.as_str(), username.as_str()),
-        ("localhost", 5432, "hostfactory", "hostfactory_user")
-    );
-    assert_eq!(password.expose(), "hunter2");
-    assert_eq!(tls_mode, TlsMode::Prefer);
+    let Some(SqlGrant::Postgresql(server)) = store.grants.sql else { panic!("{store:?}") };
+    assert_eq!(server.to_string(), "localhost:5432/hostfactory");
+    assert_eq!((server.username.as_str(), server.password.expose()), ("hostfactory_user", "hunter2"));
+    assert_eq!((server.tls_mode, server.root_certificate, server.allow_superuser), (TlsMode::Prefer, None, false));
+    let pool = server.pool;
     assert_eq!((pool.size, pool.max_overflow, pool.timeout), (20, 30, Duration::from_secs(60)));
 }
 

@@ -238,6 +238,10 @@ pub(super) struct SqlStrategy {
     pub(super) password: String,
     /// How the connection to PostgreSQL is encrypted: `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`.
     pub(super) ssl_mode: SslMode,
+    /// The file of the certificate authorities that `verify-ca` and `verify-full` believe, in PEM form; those of the system where it is empty.
+    pub(super) ssl_root_cert: String,
+    /// Let a PostgreSQL user connect who is a superuser or may use files and programs of the server. What a plugin sends is sent in that user's name.
+    pub(super) allow_superuser: bool,
     /// Connections that are kept.
     #[schemars(range(min = 1, max = 1000))]
     pub(super) pool_size: u32,
@@ -271,6 +275,8 @@ impl Default for SqlStrategy {
             username: String::new(),
             password: String::new(),
             ssl_mode: SslMode::Prefer,
+            ssl_root_cert: String::new(),
+            allow_superuser: false,
             pool_size: 5,
             max_overflow: 10,
             pool_timeout: 30.0,

@@ -42,7 +42,11 @@ pub(super) async fn a_store_that_is_not_there_yet_reads_as_empty_and_is_not_made
         ensure_eq!(files, Vec::<String>::new(), "files that were made by reading");
     }
 
-    ensure_eq!(repository.prepare(false, false).await?.len(), would.len(), "what prepare did, beside what it said it would");
+    ensure_eq!(
+        repository.prepare(false, false).await?.len(),
+        would.len(),
+        "what prepare did, beside what it said it would"
+    );
     ensure_eq!(repository.prepare(false, false).await?, Vec::<String>::new(), "what a second prepare does");
     ensure_eq!(repository.prepare(true, false).await?, Vec::<String>::new(), "what a second prepare would do");
     let findings = repository.check().await?;

@@ -6,8 +6,9 @@
 //! Connections: foreign keys are enforced; `synchronous` is FULL, so what was acknowledged is on the disk; the first
 //! write turns the file to a write-ahead log, which lets readers and a writer work side by side. [`guard`] does the rest.
 
+mod guard;
+
 use std::{
-    collections::HashMap,
     fs::{self, OpenOptions},
     io,
     path::{Path, PathBuf},
@@ -28,20 +29,15 @@ use sqlx::{
     },
 };
 
-use super::{
-    Connections, Rows, SqlValue,
-    guard::{self, Checked, Refusal},
-};
+use guard::{Checked, Refusal};
+
+use super::{Connections, Rows, SqlValue, texts::CheckedTexts};
 
 /// Instructions of SQLite's machine between two looks at the clock, well under a millisecond.
 const PROGRESS_INSTRUCTIONS: i32 = 20_000;
 
 /// Prepared statements that a connection keeps.
 const STATEMENTS_KEPT_MAX: usize = 64;
-
-/// Texts that are known to be let through, so that each is checked once: a few for each operation and table.
-const CHECKED_TEXTS_MAX: usize = 512;
-const CHECKED_BYTES_MAX: usize = 8 << 20;
 
 /// Rows that SQLite runs ahead of the reader. Each may be as large as an entity; fewer than it makes in [`READ_PAUSE`] would
 /// make it wait.
@@ -87,7 +83,7 @@ pub(super) struct Store {
     file: Mutex<Option<Opened>>,
     /// Empty databases in memory, which answer for a file that does not exist.
     empty: SqlitePool,
-    checked: Mutex<CheckedTexts>,
+    checked: Mutex<CheckedTexts<Checked>>,
 }
 
 /// The pool of one file, as long as the path leads to it.
@@ -589,29 +585,6 @@ fn pool(settings: &SqliteSettings, options: SqliteConnectOptions) -> SqlitePool 
             })
         })
         .connect_lazy_with(options)
-}
-
-/// What [`guard::check`] answered, by text.
-#[derive(Default)]
-struct CheckedTexts {
-    known: HashMap<Arc<str>, Checked>,
-    bytes: usize,
-}
-
-impl CheckedTexts {
-    fn get(&self, text: &str) -> Option<(Arc<str>, Checked)> {
-        self.known.get_key_value(text).map(|(text, checked)| (Arc::clone(text), *checked))
-    }
-
-    fn insert(&mut self, text: &str, checked: Checked) -> (Arc<str>, Checked) {
-        if self.known.len() >= CHECKED_TEXTS_MAX || self.bytes + text.len() > CHECKED_BYTES_MAX {
-            *self = CheckedTexts::default();
-        }
-        let text: Arc<str> = text.into();
-        self.bytes += text.len();
-        self.known.insert(Arc::clone(&text), checked);
-        (text, checked)
-    }
 }
 
 fn arguments(params: Vec<SqlValue>) -> Result<SqliteArguments> {

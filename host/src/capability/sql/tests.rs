@@ -334,14 +334,13 @@ async fn the_pool_lends_no_more_than_it_has_and_keeps_no_more_than_it_should() {
         transaction.rollback().await.unwrap();
     }
     run(&database, "SELECT 1").await.unwrap();
-    let Backend::Sqlite(store) = &database.0;
     for _ in 0..100 {
-        if store.connections().open <= 2 {
+        if database.connections().open <= 2 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{} connections are kept", store.connections().open);
+    panic!("{} connections are kept", database.connections().open);
 }
 
 #[tokio::test]

@@ -1,0 +1,744 @@
+//! PostgreSQL through sqlx: a pool of connections to one database of a server.
+//!
+//! Nothing is connected before it is used. A connection is set up once (deadline of statements, how texts are read) and
+//! looked at once: who could read files of the server or make programs run there is not let in, unless the configuration
+//! says so, because then a plugin could too. [`guard`] judges each text.
+//!
+//! Every statement is prepared, which is how the server takes one and no more, and says of which type each parameter is.
+//! Prepared ones stay with their connection.
+//!
+//! An idle connection whose server went away shows only when it is used. What had no effect is then done once more on a
+//! new one, so that a restart of the server is seen by nobody who was not in a transaction.
+
+mod guard;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
+use futures_util::StreamExt;
+use guard::{Purpose, Refusal};
+use larder_model::{Error, ErrorKind, Isolation, Result, Retry};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Either, Executor, Row, SqlSafeStr, Statement,
+    postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSslMode},
+};
+
+use super::{Connections, Rows, SqlValue, texts::CheckedTexts};
+
+/// Prepared statements that a connection keeps.
+const STATEMENTS_KEPT_MAX: usize = 128;
+
+/// What a cell costs beside its content, in the reply.
+const CELL_BYTES: usize = 16;
+
+/// The server ends a statement that takes too long. Past that, with this to spare, it hangs, or the network does.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long closing may take: the server is told, where it listens.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// Every transaction that writes takes its turn behind the locks of its rows, and not behind a snapshot.
+const BEGIN_BULK: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off";
+
+/// How the connection is encrypted, and whom it takes for the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encryption {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// Where the database is, and how connections to it are kept.
+#[derive(Clone)]
+pub(crate) struct PostgresSettings {
+    /// A name, an address, or the folder of a Unix socket.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// The database.
+    pub(crate) name: String,
+    pub(crate) username: String,
+    pub(crate) password: String,
+    pub(crate) encryption: Encryption,
+    /// The file of the certificate authorities that are believed; the system's where there is none.
+    pub(crate) root_certificate: Option<std::path::PathBuf>,
+    /// Whether a user may connect who can do more on the server than use databases.
+    pub(crate) allow_superuser: bool,
+    /// Connections that are kept.
+    pub(crate) pool_size: u32,
+    /// More of them under load, closed on release.
+    pub(crate) max_overflow: u32,
+    /// For one statement, waiting for locks included.
+    pub(crate) timeout: Duration,
+    /// For a free connection.
+    pub(crate) pool_timeout: Duration,
+    /// The age at which a connection is replaced; none for never.
+    pub(crate) pool_recycle: Option<Duration>,
+    /// Whether prepared statements are kept.
+    pub(crate) query_cache: bool,
+}
+
+/// The database on a server.
+pub(super) struct Store {
+    settings: PostgresSettings,
+    /// None after it was closed, until it is used again.
+    pool: Mutex<Option<managed::Pool<Connector>>>,
+    checked: Mutex<CheckedTexts<Purpose>>,
+    /// Whether a bulk transaction was committed since the last sync.
+    unsynced: AtomicBool,
+}
+
+impl Store {
+    pub(super) fn new(settings: PostgresSettings) -> Store {
+        Store { settings, pool: Mutex::default(), checked: Mutex::default(), unsynced: AtomicBool::new(false) }
+    }
+
+    fn pool(&self) -> managed::Pool<Connector> {
+        let mut pool = self.pool.lock().expect("nothing panics while it holds this lock");
+        pool.get_or_insert_with(|| {
+            let builder = managed::Pool::builder(Connector::new(&self.settings)).max_size(self.max() as usize);
+            builder.build().expect("it needs no runtime: it is given no time-out")
+        })
+        .clone()
+    }
+
+    fn kept(&self) -> u32 {
+        self.settings.pool_size.max(1)
+    }
+
+    fn max(&self) -> u32 {
+        self.kept().saturating_add(self.settings.max_overflow)
+    }
+
+    pub(super) fn connections(&self) -> Connections {
+        let pool = self.pool.lock().expect("nothing panics while it holds this lock");
+        let (open, idle) = pool.as_ref().map_or((0, 0), |pool| {
+            let status = pool.status();
+            (status.size as u32, (status.available as u32).min(status.size as u32))
+        });
+        Connections { open, idle, kept: self.kept(), max: self.max() }
+    }
+
+    /// Bytes of the database.
+    pub(super) async fn size(&self) -> Result<Option<u64>> {
+        let rows = self.query("SELECT pg_database_size(current_database())", Vec::new(), CELL_BYTES as u32).await?;
+        Ok(match rows.cells.first() {
+            Some(SqlValue::Integer(bytes)) => u64::try_from(*bytes).ok(),
+            _ => None,
+        })
+    }
+
+    /// Idle connections end now, the others with their use.
+    pub(super) async fn close(&self) {
+        let pool = self.pool.lock().expect("nothing panics while it holds this lock").take();
+        let Some(pool) = pool else { return };
+        let mut idle = Vec::new();
+        // None is opened for it: those that are there are taken without waiting.
+        while pool.status().available > 0 && pool.status().size > idle.len() {
+            match tokio::time::timeout(Duration::ZERO, pool.get()).await {
+                Ok(Ok(connection)) => idle.push(Object::take(connection)),
+                _ => break,
+            }
+        }
+        pool.close();
+        for connection in idle {
+            connection.say_goodbye().await;
+        }
+    }
+
+    /// Runs one statement by itself.
+    pub(super) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        let (text, purpose) = self.check(text)?;
+        let mut lease = Lease::take(self).await?;
+        let again = (purpose == Purpose::Read && lease.is_used).then(|| params.clone());
+        let mut rows = self.run(&mut lease, Arc::clone(&text), purpose, params, max_bytes).await;
+        if let (Err(_), true, Some(params)) = (&rows, lease.broken, again) {
+            lease.give_back().await;
+            self.forget_idle().await;
+            lease = Lease::take(self).await?;
+            rows = self.run(&mut lease, text, purpose, params, max_bytes).await;
+        }
+        lease.give_back().await;
+        rows
+    }
+
+    pub(super) async fn begin(self: &Arc<Self>, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
+        let text = match (isolation, read_only) {
+            (Some(Isolation::ReadCommitted), false) => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+            (Some(Isolation::ReadCommitted), true) => "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",
+            (Some(Isolation::RepeatableRead), false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE",
+            (Some(Isolation::RepeatableRead), true) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            // The strongest, unless somebody says what is enough.
+            (Some(Isolation::Serializable) | None, false) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE",
+            (Some(Isolation::Serializable) | None, true) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+        };
+        self.begin_with(text, false).await
+    }
+
+    /// Begins one whose commit does not wait for the disk.
+    pub(super) async fn begin_bulk(self: &Arc<Self>) -> Result<Transaction> {
+        self.begin_with(BEGIN_BULK, true).await
+    }
+
+    async fn begin_with(self: &Arc<Self>, text: &'static str, bulk: bool) -> Result<Transaction> {
+        let mut lease = Lease::take(self).await?;
+        // From here on whoever drops the lease rolls back, this future too.
+        lease.in_transaction = true;
+        if let Err(error) = self.command(&mut lease, text).await {
+            if !(lease.broken && lease.is_used) {
+                return Err(error);
+            }
+            lease.give_back().await;
+            self.forget_idle().await;
+            lease = Lease::take(self).await?;
+            lease.in_transaction = true;
+            self.command(&mut lease, text).await?;
+        }
+        Ok(Transaction { store: Arc::clone(self), lease, failed: false, bulk })
+    }
+
+    /// Puts on the disk what bulk transactions wrote: a commit that waits for its own record waits for all before it.
+    pub(super) async fn sync(self: &Arc<Self>) -> Result<()> {
+        if !self.unsynced.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let synced = async {
+            let mut lease = Lease::take(self).await?;
+            let text = "BEGIN; SET LOCAL synchronous_commit = on; \
+                        SELECT pg_logical_emit_message(true, 'larder', 'sync'); COMMIT";
+            let result = self.command(&mut lease, text).await;
+            lease.in_transaction = result.is_err();
+            lease.give_back().await;
+            result
+        };
+        synced.await.inspect_err(|_| self.unsynced.store(true, Ordering::Release))
+    }
+
+    /// The text as sqlx takes it, and what it is for.
+    fn check(&self, text: &str) -> Result<(Arc<str>, Purpose)> {
+        let mut checked = self.checked.lock().expect("nothing panics while it holds this lock");
+        if let Some(known) = checked.get(text) {
+            return Ok(known);
+        }
+        match guard::check(text) {
+            Ok(purpose) => Ok(checked.insert(text, purpose)),
+            Err(Refusal::Denied(what)) => {
+                Err(Error::new(ErrorKind::Denied, format!("a statement may not do this: {what}")))
+            }
+            Err(Refusal::Invalid(message)) => Err(Error::invalid(message)),
+        }
+    }
+
+    /// Runs a statement that was checked.
+    async fn run(
+        &self,
+        lease: &mut Lease,
+        text: Arc<str>,
+        purpose: Purpose,
+        params: Vec<SqlValue>,
+        max_bytes: u32,
+    ) -> Result<Rows> {
+        let in_transaction = lease.in_transaction;
+        let running = async |connection: &mut PgConnection| {
+            let statement =
+                connection.prepare_with(AssertSqlSafe(text).into_sql_str(), &[]).await.map_err(Fault::Sqlx)?;
+            let types = match statement.parameters() {
+                Some(Either::Left(types)) => types,
+                _ => &[],
+            };
+            let arguments = values::arguments(params, types).map_err(Fault::Contract)?;
+            read(connection, statement.query_with(arguments), max_bytes as usize).await
+        };
+        self.bounded(lease, running).await.map_err(|fault| match fault {
+            Fault::Contract(error) => error,
+            Fault::Sqlx(error) => {
+                let mut error = translate(error);
+                // A transaction that was not committed is rolled back.
+                if error.kind == ErrorKind::Unavailable && purpose == Purpose::Write && !in_transaction {
+                    error.retry = Retry::UnknownOutcome;
+                }
+                error
+            }
+        })
+    }
+
+    /// Runs the host's own statements.
+    async fn command(&self, lease: &mut Lease, text: &str) -> Result<()> {
+        let running = async |connection: &mut PgConnection| {
+            connection.execute(AssertSqlSafe(text.to_owned())).await.map(drop).map_err(Fault::Sqlx)
+        };
+        self.bounded(lease, running).await.map_err(|fault| match fault {
+            Fault::Contract(error) => error,
+            Fault::Sqlx(error) => translate(error),
+        })
+    }
+
+    /// Work on a connection, which is not used again where that broke off.
+    async fn bounded<T>(
+        &self,
+        lease: &mut Lease,
+        work: impl AsyncFnOnce(&mut PgConnection) -> std::result::Result<T, Fault>,
+    ) -> std::result::Result<T, Fault> {
+        let limit = self.settings.timeout.saturating_add(GRACE);
+        // Whoever drops this future leaves a connection that is in the middle of something.
+        let was_broken = std::mem::replace(&mut lease.broken, true);
+        let result = tokio::time::timeout(limit, work(lease.connection())).await;
+        match result {
+            Ok(result) => {
+                lease.broken = was_broken
+                    || result
+                        .as_ref()
+                        .is_err_and(|fault| matches!(fault, Fault::Sqlx(error) if breaks_connection(error)));
+                result
+            }
+            Err(_) => Err(Fault::Contract(took_too_long())),
+        }
+    }
+
+    /// After one idle connection broke, the others of its age are not tried one by one.
+    async fn forget_idle(&self) {
+        let pool = self.pool.lock().expect("nothing panics while it holds this lock").clone();
+        if let Some(pool) = pool {
+            pool.retain(|_, _| false);
+        }
+    }
+}
+
+/// What went wrong, before it is told in the contract's words.
+enum Fault {
+    Sqlx(sqlx::Error),
+    Contract(Error),
+}
+
+/// An open transaction.
+pub(super) struct Transaction {
+    store: Arc<Store>,
+    lease: Lease,
+    /// A statement failed: the server takes nothing but the end.
+    failed: bool,
+    bulk: bool,
+}
+
+impl Transaction {
+    pub(super) async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        self.usable()?;
+        let (text, purpose) = self.store.check(text)?;
+        let result = self.store.run(&mut self.lease, text, purpose, params, max_bytes).await;
+        self.failed = result.is_err();
+        result
+    }
+
+    pub(super) async fn attempt(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        self.usable()?;
+        let (text, purpose) = self.store.check(text)?;
+        self.failed = true;
+        self.store.command(&mut self.lease, "SAVEPOINT larder").await?;
+        let result = self.store.run(&mut self.lease, text, purpose, params, max_bytes).await;
+        let end = match &result {
+            Ok(_) => "RELEASE SAVEPOINT larder",
+            Err(_) => "ROLLBACK TO SAVEPOINT larder; RELEASE SAVEPOINT larder",
+        };
+        if self.lease.broken {
+            return result;
+        }
+        self.store.command(&mut self.lease, end).await?;
+        // Such a transaction cannot get any further, whatever is undone of it.
+        self.failed = result.as_ref().is_err_and(|error| error.kind == ErrorKind::VersionConflict);
+        result
+    }
+
+    pub(super) async fn copy_in(&mut self, table: &str, columns: &[String], data: Vec<u8>) -> Result<u64> {
+        self.usable()?;
+        let quoted = |name: &str| match name.contains('\0') {
+            true => Err(Error::invalid("a name holds a NUL character")),
+            false => Ok(format!("\"{}\"", name.replace('"', "\"\""))),
+        };
+        let columns = columns.iter().map(|column| quoted(column)).collect::<Result<Vec<_>>>()?;
+        let text = format!("COPY {} ({}) FROM STDIN", quoted(table)?, columns.join(", "));
+        self.failed = true;
+        let copying = async |connection: &mut PgConnection| {
+            let mut copy = connection.copy_in_raw(&text).await.map_err(Fault::Sqlx)?;
+            copy.send(data).await.map_err(Fault::Sqlx)?;
+            copy.finish().await.map_err(Fault::Sqlx)
+        };
+        let copied = self.store.bounded(&mut self.lease, copying).await.map_err(|fault| match fault {
+            Fault::Contract(error) => error,
+            Fault::Sqlx(error) => translate(error),
+        });
+        self.failed = copied.is_err();
+        copied
+    }
+
+    fn usable(&self) -> Result<()> {
+        match self.failed {
+            false => Ok(()),
+            true => Err(Error::invalid("the transaction was ended by an earlier error, and can only be rolled back")),
+        }
+    }
+
+    pub(super) async fn commit(mut self) -> Result<()> {
+        // The server would answer a commit of it with a rollback, and call that a success.
+        if let Err(error) = self.usable() {
+            self.lease.roll_back().await;
+            self.lease.give_back().await;
+            return Err(error);
+        }
+        match self.store.command(&mut self.lease, "COMMIT").await {
+            Ok(()) => {
+                if self.bulk {
+                    self.store.unsynced.store(true, Ordering::Release);
+                }
+                self.lease.in_transaction = false;
+                self.lease.give_back().await;
+                Ok(())
+            }
+            Err(mut error) => {
+                if self.lease.broken {
+                    error.retry = Retry::UnknownOutcome;
+                } else {
+                    // A commit that fails has rolled back.
+                    self.lease.in_transaction = false;
+                }
+                self.lease.give_back().await;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn rollback(mut self) -> Result<()> {
+        self.lease.roll_back().await;
+        self.lease.give_back().await;
+        Ok(())
+    }
+}
+
+/// Makes connections, for the pool.
+struct Connector {
+    options: PgConnectOptions,
+    setup: String,
+    allow_superuser: bool,
+    recycle: Option<Duration>,
+}
+
+/// One that the pool has.
+struct Connected {
+    connection: PgConnection,
+    since: Instant,
+}
+
+impl Connected {
+    /// A server that is not told writes a line into its log.
+    async fn say_goodbye(self) {
+        let _ = tokio::time::timeout(GOODBYE, self.connection.close()).await;
+    }
+}
+
+impl Connector {
+    fn new(settings: &PostgresSettings) -> Connector {
+        let mut options = PgConnectOptions::new_without_pgpass()
+            .host(&settings.host)
+            .port(settings.port)
+            .database(&settings.name)
+            .username(&settings.username)
+            .password(&settings.password)
+            .application_name("larder")
+            .ssl_mode(match settings.encryption {
+                Encryption::Disable => PgSslMode::Disable,
+                Encryption::Allow => PgSslMode::Allow,
+                Encryption::Prefer => PgSslMode::Prefer,
+                Encryption::Require => PgSslMode::Require,
+                Encryption::VerifyCa => PgSslMode::VerifyCa,
+                Encryption::VerifyFull => PgSslMode::VerifyFull,
+            })
+            // One has to stay, because a statement is prepared first and then run.
+            .statement_cache_capacity(if settings.query_cache { STATEMENTS_KEPT_MAX } else { 1 })
+            .disable_statement_logging();
+        if let Some(file) = &settings.root_certificate {
+            options = options.ssl_root_cert(file);
+        }
+        // What the user or the database may have been given as its own default does not count here.
+        let setup = format!(
+            "SET statement_timeout = {}; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+             SET standard_conforming_strings = on; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
+             SET TimeZone = 'UTC'; SET bytea_output = 'hex'; SET xmloption = 'content'; \
+             SET default_transaction_deferrable = off; SET synchronous_commit = on; \
+             SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3",
+            settings.timeout.as_millis().clamp(1, i32::MAX as u128)
+        );
+        Connector { options, setup, allow_superuser: settings.allow_superuser, recycle: settings.pool_recycle }
+    }
+}
+
+impl managed::Manager for Connector {
+    type Type = Connected;
+    type Error = Error;
+
+    async fn create(&self) -> Result<Connected> {
+        let mut connection = PgConnection::connect_with(&self.options).await.map_err(not_connected)?;
+        connection.execute(AssertSqlSafe(self.setup.clone())).await.map_err(translate)?;
+        if !self.allow_superuser {
+            refuse_powerful(&mut connection).await?;
+        }
+        Ok(Connected { connection, since: Instant::now() })
+    }
+
+    async fn recycle(&self, connected: &mut Connected, _: &Metrics) -> RecycleResult<Error> {
+        match self.recycle.is_some_and(|age| connected.since.elapsed() >= age) {
+            true => Err(RecycleError::message("it is old")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Refuses a user who can do more than use databases: what a plugin sends would be sent in their name.
+async fn refuse_powerful(connection: &mut PgConnection) -> Result<()> {
+    let text = "SELECT CASE WHEN rolsuper THEN 'is a superuser' ELSE (\
+                    SELECT 'is a member of ' || other.rolname FROM pg_catalog.pg_roles AS other \
+                    WHERE other.rolname IN \
+                        ('pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program') \
+                    AND pg_catalog.pg_has_role(session_user, other.oid, 'MEMBER') LIMIT 1) END \
+                FROM pg_catalog.pg_roles WHERE rolname = session_user";
+    let row = connection.fetch_one(text).await.map_err(translate)?;
+    match row.try_get::<Option<String>, _>(0).map_err(translate)? {
+        None => Ok(()),
+        Some(what) => Err(Error::new(
+            ErrorKind::Denied,
+            format!(
+                "the user that PostgreSQL is connected to with {what}, so that a plugin could reach files and programs of \
+                 the server: name a user without that, or set `allow_superuser` if you trust every plugin of the store"
+            ),
+        )),
+    }
+}
+
+/// A connection on loan from the pool. Dropped, it goes back, after a rollback where that is needed.
+struct Lease {
+    connected: Option<Object<Connector>>,
+    pool: managed::Pool<Connector>,
+    kept: usize,
+    /// It served others before.
+    is_used: bool,
+    in_transaction: bool,
+    /// It may be in the middle of something, or is gone: it is closed.
+    broken: bool,
+    /// It was dropped and has a task that rolls back. At the end of the runtime the task is dropped, and a new one would be
+    /// dropped at once, in a circle: it is closed.
+    is_dropped: bool,
+}
+
+impl Lease {
+    async fn take(store: &Store) -> Result<Lease> {
+        let pool = store.pool();
+        let timeout = store.settings.pool_timeout;
+        let connected = match tokio::time::timeout(timeout, pool.get()).await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(PoolError::Backend(error))) => return Err(error),
+            Ok(Err(error)) => return Err(Error::new(ErrorKind::Internal, format!("the pool of connections: {error}"))),
+            Err(_) => {
+                let seconds = timeout.as_secs_f64();
+                let message = match pool.status().size < pool.status().max_size {
+                    true => format!("the database did not answer within {seconds} s (pool_timeout)"),
+                    false => format!("no connection to the database came free within {seconds} s (pool_timeout)"),
+                };
+                return Err(Error { retry: Retry::Safe, ..Error::new(ErrorKind::Timeout, message) });
+            }
+        };
+        let is_used = Object::metrics(&connected).recycle_count > 0;
+        let kept = store.kept() as usize;
+        Ok(Lease {
+            connected: Some(connected),
+            pool,
+            kept,
+            is_used,
+            in_transaction: false,
+            broken: false,
+            is_dropped: false,
+        })
+    }
+
+    fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connected.as_mut().expect("it is taken only when it ends").connection
+    }
+
+    async fn roll_back(&mut self) {
+        if self.in_transaction && !self.broken {
+            // Whoever drops this leaves a connection that is in the middle of it.
+            self.broken = true;
+            let rolled_back = tokio::time::timeout(GRACE, self.connection().execute("ROLLBACK")).await;
+            self.broken = !matches!(rolled_back, Ok(Ok(_)));
+            self.in_transaction = self.broken;
+        }
+    }
+
+    async fn give_back(&mut self) {
+        let Some(connected) = self.connected.take() else { return };
+        if self.broken || self.in_transaction {
+            drop(Object::take(connected));
+        } else if self.pool.status().size > self.kept {
+            Object::take(connected).say_goodbye().await;
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(connected) = self.connected.take() else { return };
+        if self.broken || self.is_dropped {
+            drop(Object::take(connected));
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            drop(Object::take(connected));
+            return;
+        };
+        let pool = self.pool.clone();
+        let mut lease = Lease { connected: Some(connected), pool, is_dropped: true, ..*self };
+        runtime.spawn(async move {
+            lease.roll_back().await;
+            lease.give_back().await;
+        });
+    }
+}
+
+/// The rows until they reach `max_bytes`, but at least one. Those that come after it are read and forgotten: the server
+/// sends them all.
+async fn read(
+    connection: &mut PgConnection,
+    query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    max_bytes: usize,
+) -> std::result::Result<Rows, Fault> {
+    let mut stream = connection.fetch_many(query);
+    let mut rows = Rows::default();
+    let mut bytes = 0;
+    let mut unread = None;
+    while let Some(step) = stream.next().await {
+        match step.map_err(Fault::Sqlx)? {
+            Either::Left(done) => rows.affected += done.rows_affected(),
+            Either::Right(_) if bytes >= max_bytes || unread.is_some() => rows.more |= max_bytes > 0,
+            Either::Right(row) => {
+                if rows.columns.is_empty() {
+                    rows.columns = row.columns().iter().map(|column| sqlx::Column::name(column).to_owned()).collect();
+                }
+                match values::decode(&row, &mut rows.cells) {
+                    Ok(size) => bytes += size + CELL_BYTES * row.len(),
+                    // The rest has to be read all the same, so that the connection can be used again.
+                    Err(error) => unread = Some(error),
+                }
+            }
+        }
+    }
+    match unread {
+        None => Ok(rows),
+        Some(error) => Err(Fault::Contract(error)),
+    }
+}
+
+fn took_too_long() -> Error {
+    Error { retry: Retry::Safe, ..Error::new(ErrorKind::Timeout, "a statement took longer than `timeout` allows") }
+}
+
+/// Whether the connection is of no use after this.
+fn breaks_connection(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            let error = error.downcast_ref::<PgDatabaseError>();
+            // The server ends it (57P01 to 57P05, 08…), or it holds a plan for a table that was altered.
+            error.code().starts_with("57P") || error.code().starts_with("08") || is_outdated(error)
+        }
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_) => false,
+        _ => true,
+    }
+}
+
+/// A prepared statement whose table was altered since.
+fn is_outdated(error: &PgDatabaseError) -> bool {
+    error.code() == "0A000" && error.routine() == Some("RevalidateCachedQuery")
+}
+
+/// Why there is no connection. No message holds a host, a user or a password: the plugin is told it too.
+fn not_connected(error: sqlx::Error) -> Error {
+    let unavailable = |message: String, retry| Error { retry, ..Error::new(ErrorKind::Unavailable, message) };
+    match error {
+        sqlx::Error::Database(error) => {
+            let error = error.downcast_ref::<PgDatabaseError>();
+            match error.code() {
+                "28P01" | "28000" => {
+                    unavailable("PostgreSQL refuses the user or the password".to_owned(), Retry::Never)
+                }
+                "3D000" => unavailable("PostgreSQL has no database of that name".to_owned(), Retry::Never),
+                "53300" => unavailable("PostgreSQL has no connection left (max_connections)".to_owned(), Retry::Safe),
+                "57P03" => unavailable("PostgreSQL is starting or stopping".to_owned(), Retry::Safe),
+                "42501" => {
+                    unavailable("PostgreSQL does not let the user connect to the database".to_owned(), Retry::Never)
+                }
+                code => unavailable(format!("PostgreSQL refuses the connection ({code})"), Retry::Safe),
+            }
+        }
+        sqlx::Error::Io(error) => unavailable(format!("PostgreSQL cannot be reached: {}", error.kind()), Retry::Safe),
+        sqlx::Error::Tls(error) => unavailable(
+            format!("the connection to PostgreSQL cannot be encrypted as `ssl_mode` asks: {error}"),
+            Retry::Never,
+        ),
+        sqlx::Error::Configuration(error) => Error::invalid(format!("the connection to PostgreSQL: {error}")),
+        _ => unavailable("PostgreSQL broke the connection off while it was made".to_owned(), Retry::Safe),
+    }
+}
+
+/// The one place where errors of sqlx on an open connection become the contract's.
+fn translate(error: sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(error) => from_postgres(error.downcast_ref::<PgDatabaseError>()),
+        sqlx::Error::Io(error) => Error {
+            retry: Retry::Safe,
+            ..Error::new(ErrorKind::Unavailable, format!("the connection to PostgreSQL broke off: {}", error.kind()))
+        },
+        sqlx::Error::Encode(error) => Error::invalid(format!("a parameter cannot be sent: {error}")),
+        sqlx::Error::Protocol(message) if message.contains("too many arguments") => {
+            Error::new(ErrorKind::LimitExceeded, "a statement has at most 65,535 parameters")
+        }
+        other => Error { retry: Retry::Safe, ..Error::new(ErrorKind::Unavailable, format!("PostgreSQL: {other}")) },
+    }
+}
+
+/// SQLSTATE codes. The messages name tables, columns and constraints.
+fn from_postgres(error: &PgDatabaseError) -> Error {
+    let (code, message) = (error.code(), error.message());
+    if is_outdated(error) {
+        let message = "a table was altered by somebody else meanwhile";
+        return Error { retry: Retry::Safe, ..Error::new(ErrorKind::Unavailable, message) };
+    }
+    let (kind, retry) = match (code.get(..2).unwrap_or_default(), code) {
+        (_, "23505") => (ErrorKind::AlreadyExists, Retry::Never),
+        ("23", _) | (_, "22001" | "22003" | "22008" | "22021" | "22P05") => (ErrorKind::Rejected, Retry::Never),
+        (_, "40001" | "40P01") => (ErrorKind::VersionConflict, Retry::Safe),
+        (_, "40003") => (ErrorKind::Unavailable, Retry::UnknownOutcome),
+        (_, "57014") => return took_too_long(),
+        (_, "55P03" | "25P03" | "25P04") => (ErrorKind::Timeout, Retry::Safe),
+        ("53", "53100" | "53200" | "53400") | ("54", _) => (ErrorKind::LimitExceeded, Retry::Never),
+        ("08" | "53" | "57" | "58", _) => (ErrorKind::Unavailable, Retry::Safe),
+        (_, "25006" | "42501") | ("28", _) => (ErrorKind::Denied, Retry::Never),
+        (_, "0A000") => (ErrorKind::Unsupported, Retry::Never),
+        ("XX", "XX001" | "XX002") => (ErrorKind::Corrupt, Retry::Never),
+        ("0A" | "22" | "25" | "26" | "2F" | "34" | "3F" | "42" | "44" | "55", _) => {
+            (ErrorKind::InvalidArgument, Retry::Never)
+        }
+        _ => (ErrorKind::Internal, Retry::Never),
+    };
+    let message = match kind {
+        ErrorKind::InvalidArgument => format!("the database refused a statement: {message}"),
+        ErrorKind::Internal => format!("PostgreSQL: {message} ({code})"),
+        _ => message.to_owned(),
+    };
+    Error { retry, ..Error::new(kind, message) }
+}
