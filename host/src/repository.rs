@@ -64,8 +64,8 @@ use crate::plugin::bindings::{self, StrategyPre, types};
 use crate::plugin::instance::{self, Instance, State};
 use crate::plugin::{Plugin, instance::one_line};
 
-/// Instances of one store that run side by side, where the strategy keeps no state in memory. Each may hold a page of
-/// entities; more of them than a database serves connections only wait in another place.
+/// Instances of one store that run side by side, where the strategy keeps no state in memory and was lent no database. Each
+/// may hold a page of entities.
 const INSTANCES_MAX: usize = 32;
 /// Times that a patch is tried again after somebody else changed the entity.
 const REWRITES_MAX: u32 = 16;
@@ -463,10 +463,12 @@ impl Repository {
         limits: Limits,
         scrutiny: Scrutiny,
     ) -> Result<Repository> {
+        // More of them than the database serves connections would only wait in another place.
+        let instances_max = lent.sql.as_ref().map_or(INSTANCES_MAX, |database| database.connections().max as usize);
         let seats = if plugin.description.features.shared_state {
             Seats::One(Arc::default())
         } else {
-            Seats::Many { idle: Mutex::default(), permits: Arc::new(Semaphore::new(INSTANCES_MAX)) }
+            Seats::Many { idle: Mutex::default(), permits: Arc::new(Semaphore::new(instances_max)) }
         };
         let name = configured.name.clone();
         let section = Value::Object(configured.section.clone()).to_string();

@@ -43,6 +43,10 @@ const CELL_BYTES: usize = 16;
 /// The server ends a statement that takes too long. Past that, with this to spare, it hangs, or the network does.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long a connection beyond those that are kept waits for its next use. Closed at its release, it would be opened anew
+/// for the next of many callers, which costs as much as ten statements.
+const OVERFLOW_IDLE: Duration = Duration::from_secs(1);
+
 /// How long closing may take: the server is told, where it listens.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -77,7 +81,7 @@ pub(crate) struct PostgresSettings {
     pub(crate) allow_superuser: bool,
     /// Connections that are kept.
     pub(crate) pool_size: u32,
-    /// More of them under load, closed on release.
+    /// More of them under load, closed soon after.
     pub(crate) max_overflow: u32,
     /// For one statement, waiting for locks included.
     pub(crate) timeout: Duration,
@@ -93,7 +97,7 @@ pub(crate) struct PostgresSettings {
 pub(super) struct Store {
     settings: PostgresSettings,
     /// None after it was closed, until it is used again.
-    pool: Mutex<Option<managed::Pool<Connector>>>,
+    pool: Mutex<Option<Pool>>,
     checked: Mutex<CheckedTexts<Purpose>>,
     /// Whether a bulk transaction was committed since the last sync.
     unsynced: AtomicBool,
@@ -104,11 +108,12 @@ impl Store {
         Store { settings, pool: Mutex::default(), checked: Mutex::default(), unsynced: AtomicBool::new(false) }
     }
 
-    fn pool(&self) -> managed::Pool<Connector> {
+    fn pool(&self) -> Pool {
         let mut pool = self.pool.lock().expect("nothing panics while it holds this lock");
         pool.get_or_insert_with(|| {
             let builder = managed::Pool::builder(Connector::new(&self.settings)).max_size(self.max() as usize);
-            builder.build().expect("it needs no runtime: it is given no time-out")
+            let connections = builder.build().expect("it needs no runtime: it is given no time-out");
+            Pool { connections, kept: self.kept() as usize, is_shrinking: Arc::default() }
         })
         .clone()
     }
@@ -124,7 +129,7 @@ impl Store {
     pub(super) fn connections(&self) -> Connections {
         let pool = self.pool.lock().expect("nothing panics while it holds this lock");
         let (open, idle) = pool.as_ref().map_or((0, 0), |pool| {
-            let status = pool.status();
+            let status = pool.connections.status();
             (status.size as u32, (status.available as u32).min(status.size as u32))
         });
         Connections { open, idle, kept: self.kept(), max: self.max() }
@@ -143,15 +148,8 @@ impl Store {
     pub(super) async fn close(&self) {
         let pool = self.pool.lock().expect("nothing panics while it holds this lock").take();
         let Some(pool) = pool else { return };
-        let mut idle = Vec::new();
-        // None is opened for it: those that are there are taken without waiting.
-        while pool.status().available > 0 && pool.status().size > idle.len() {
-            match tokio::time::timeout(Duration::ZERO, pool.get()).await {
-                Ok(Ok(connection)) => idle.push(Object::take(connection)),
-                _ => break,
-            }
-        }
-        pool.close();
+        let idle = pool.connections.retain(|_, _| false).removed;
+        pool.connections.close();
         for connection in idle {
             connection.say_goodbye().await;
         }
@@ -164,12 +162,12 @@ impl Store {
         let again = (purpose == Purpose::Read && lease.is_used).then(|| params.clone());
         let mut rows = self.run(&mut lease, Arc::clone(&text), purpose, params, max_bytes).await;
         if let (Err(_), true, Some(params)) = (&rows, lease.broken, again) {
-            lease.give_back().await;
-            self.forget_idle().await;
+            lease.give_back();
+            self.forget_idle();
             lease = Lease::take(self).await?;
             rows = self.run(&mut lease, text, purpose, params, max_bytes).await;
         }
-        lease.give_back().await;
+        lease.give_back();
         rows
     }
 
@@ -199,8 +197,8 @@ impl Store {
             if !(lease.broken && lease.is_used) {
                 return Err(error);
             }
-            lease.give_back().await;
-            self.forget_idle().await;
+            lease.give_back();
+            self.forget_idle();
             lease = Lease::take(self).await?;
             lease.in_transaction = true;
             self.command(&mut lease, text).await?;
@@ -219,7 +217,7 @@ impl Store {
                         SELECT pg_logical_emit_message(true, 'larder', 'sync'); COMMIT";
             let result = self.command(&mut lease, text).await;
             lease.in_transaction = result.is_err();
-            lease.give_back().await;
+            lease.give_back();
             result
         };
         synced.await.inspect_err(|_| self.unsynced.store(true, Ordering::Release))
@@ -307,10 +305,9 @@ impl Store {
     }
 
     /// After one idle connection broke, the others of its age are not tried one by one.
-    async fn forget_idle(&self) {
-        let pool = self.pool.lock().expect("nothing panics while it holds this lock").clone();
-        if let Some(pool) = pool {
-            pool.retain(|_, _| false);
+    fn forget_idle(&self) {
+        if let Some(pool) = &*self.pool.lock().expect("nothing panics while it holds this lock") {
+            pool.connections.retain(|_, _| false);
         }
     }
 }
@@ -391,7 +388,7 @@ impl Transaction {
         // The server would answer a commit of it with a rollback, and call that a success.
         if let Err(error) = self.usable() {
             self.lease.roll_back().await;
-            self.lease.give_back().await;
+            self.lease.give_back();
             return Err(error);
         }
         match self.store.command(&mut self.lease, "COMMIT").await {
@@ -400,7 +397,7 @@ impl Transaction {
                     self.store.unsynced.store(true, Ordering::Release);
                 }
                 self.lease.in_transaction = false;
-                self.lease.give_back().await;
+                self.lease.give_back();
                 Ok(())
             }
             Err(mut error) => {
@@ -410,7 +407,7 @@ impl Transaction {
                     // A commit that fails has rolled back.
                     self.lease.in_transaction = false;
                 }
-                self.lease.give_back().await;
+                self.lease.give_back();
                 Err(error)
             }
         }
@@ -418,8 +415,42 @@ impl Transaction {
 
     pub(super) async fn rollback(mut self) -> Result<()> {
         self.lease.roll_back().await;
-        self.lease.give_back().await;
+        self.lease.give_back();
         Ok(())
+    }
+}
+
+/// The connections that there are.
+#[derive(Clone)]
+struct Pool {
+    connections: managed::Pool<Connector>,
+    kept: usize,
+    /// Whether a task sees to it that no more are kept than should be.
+    is_shrinking: Arc<AtomicBool>,
+}
+
+impl Pool {
+    /// Sees to it that connections beyond those that are kept are closed when nobody has used them for a while.
+    fn shrink(&self, runtime: &tokio::runtime::Handle) {
+        if self.connections.status().size <= self.kept || self.is_shrinking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let pool = self.clone();
+        runtime.spawn(async move {
+            while pool.connections.status().size > pool.kept && !pool.connections.is_closed() {
+                tokio::time::sleep(OVERFLOW_IDLE).await;
+                let mut beyond = pool.connections.status().size.saturating_sub(pool.kept);
+                let closed = pool.connections.retain(|_, metrics| {
+                    let stays = beyond == 0 || metrics.last_used() < OVERFLOW_IDLE;
+                    beyond -= usize::from(!stays);
+                    stays
+                });
+                for connection in closed.removed {
+                    connection.say_goodbye().await;
+                }
+            }
+            pool.is_shrinking.store(false, Ordering::Release);
+        });
     }
 }
 
@@ -525,8 +556,7 @@ async fn refuse_powerful(connection: &mut PgConnection) -> Result<()> {
 /// A connection on loan from the pool. Dropped, it goes back, after a rollback where that is needed.
 struct Lease {
     connected: Option<Object<Connector>>,
-    pool: managed::Pool<Connector>,
-    kept: usize,
+    pool: Pool,
     /// It served others before.
     is_used: bool,
     in_transaction: bool,
@@ -541,13 +571,14 @@ impl Lease {
     async fn take(store: &Store) -> Result<Lease> {
         let pool = store.pool();
         let timeout = store.settings.pool_timeout;
-        let connected = match tokio::time::timeout(timeout, pool.get()).await {
+        let connected = match tokio::time::timeout(timeout, pool.connections.get()).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(PoolError::Backend(error))) => return Err(error),
             Ok(Err(error)) => return Err(Error::new(ErrorKind::Internal, format!("the pool of connections: {error}"))),
             Err(_) => {
                 let seconds = timeout.as_secs_f64();
-                let message = match pool.status().size < pool.status().max_size {
+                let status = pool.connections.status();
+                let message = match status.size < status.max_size {
                     true => format!("the database did not answer within {seconds} s (pool_timeout)"),
                     false => format!("no connection to the database came free within {seconds} s (pool_timeout)"),
                 };
@@ -555,16 +586,7 @@ impl Lease {
             }
         };
         let is_used = Object::metrics(&connected).recycle_count > 0;
-        let kept = store.kept() as usize;
-        Ok(Lease {
-            connected: Some(connected),
-            pool,
-            kept,
-            is_used,
-            in_transaction: false,
-            broken: false,
-            is_dropped: false,
-        })
+        Ok(Lease { connected: Some(connected), pool, is_used, in_transaction: false, broken: false, is_dropped: false })
     }
 
     fn connection(&mut self) -> &mut PgConnection {
@@ -581,33 +603,32 @@ impl Lease {
         }
     }
 
-    async fn give_back(&mut self) {
+    fn give_back(&mut self) {
         let Some(connected) = self.connected.take() else { return };
         if self.broken || self.in_transaction {
             drop(Object::take(connected));
-        } else if self.pool.status().size > self.kept {
-            Object::take(connected).say_goodbye().await;
+            return;
+        }
+        drop(connected);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.pool.shrink(&runtime);
         }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(connected) = self.connected.take() else { return };
-        if self.broken || self.is_dropped {
-            drop(Object::take(connected));
-            return;
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if self.in_transaction && !self.broken && !self.is_dropped && self.connected.is_some() => {
+                let (connected, pool) = (self.connected.take(), self.pool.clone());
+                let mut lease = Lease { connected, pool, is_dropped: true, ..*self };
+                runtime.spawn(async move {
+                    lease.roll_back().await;
+                    lease.give_back();
+                });
+            }
+            _ => self.give_back(),
         }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            drop(Object::take(connected));
-            return;
-        };
-        let pool = self.pool.clone();
-        let mut lease = Lease { connected: Some(connected), pool, is_dropped: true, ..*self };
-        runtime.spawn(async move {
-            lease.roll_back().await;
-            lease.give_back().await;
-        });
     }
 }
 
