@@ -7,6 +7,9 @@ mod support;
 // Databases of PostgreSQL, one a test.
 mod databases;
 
+// Clusters of a test's own, and a network that is cut.
+mod cluster;
+
 // One body, every strategy: what the contract promises of a repository.
 mod conformance;
 
@@ -51,6 +54,9 @@ mod capabilities;
 
 // Plugins that try what they may not do, and files that are no plugins.
 mod sandbox;
+
+// What only a database on a server has: users, statements that reach further, outages, many clients.
+mod postgres;
 
 // Writes that share a flush.
 mod group_commit;

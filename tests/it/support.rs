@@ -158,16 +158,7 @@ impl Folder {
 
     /// Runs the program in it with something to read.
     pub fn larder_with(&self, arguments: &[&str], input: &str) -> Run {
-        let mut command = self.command(arguments);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        // The program may end without reading.
-        let _ = std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), input.as_bytes());
-        Run::new(child.wait_with_output().expect("the program ends"))
+        run_with(self.command(arguments), input)
     }
 
     /// The program, to be run in it.
@@ -176,6 +167,19 @@ impl Folder {
         command.current_dir(self.path()).args(arguments).env_remove("LARDER_CONFIG").env("LARDER_PLUGINS", plugins());
         command
     }
+}
+
+/// Runs a command with something to read.
+pub fn run_with(mut command: Command, input: &str) -> Run {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // The program may end without reading.
+    let _ = std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), input.as_bytes());
+    Run::new(child.wait_with_output().expect("the program ends"))
 }
 
 /// What a run of the program came to.

@@ -291,6 +291,10 @@ impl Cluster {
             let mut command = self.program("initdb");
             command.args(["--username", SUPERUSER, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"]);
             command.args(["--no-sync", "--pgdata"]).arg(self.data()).args(more);
+            if self.settings.disk_bytes_max.is_some() {
+                // A server that cannot write its log ahead ends. What is to be seen is one that cannot write its tables.
+                command.arg("--waldir").arg(self.folder.join("wal"));
+            }
             finish(command.arg("--pwfile").arg(self.folder.join("password")), "")
         };
         // A language's order of text, as most databases have, which is not the order that Larder promises. Before
@@ -454,6 +458,11 @@ fn process_identity(id: u32) -> Option<String> {
     // The name stands in brackets and may hold anything.
     let started = stat.rsplit(')').next()?.split_whitespace().nth(19)?;
     Some(format!("{id} {started}"))
+}
+
+/// Whether this process is the superuser's, who alone can make a disk for a cluster.
+pub fn is_superuser() -> bool {
+    server_user().is_ok_and(|user| user.is_some())
 }
 
 /// Whom a server has to run as: `postgres` for the superuser, nobody else otherwise.
