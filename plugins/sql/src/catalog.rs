@@ -1,22 +1,28 @@
-//! What the database has: its tables, and in what they differ from what a collection asks for. SQLite's catalog; another
-//! dialect's goes beside it.
+//! What the database has: its tables, and in what they differ from what a collection asks for. How a database is asked is
+//! in one file a dialect; what a difference means is here, for both.
 
-use larder_guest::{Rows, SqlValue};
+mod postgres;
+mod sqlite;
+
+use std::collections::HashSet;
+
+use larder_guest::Dialect;
 use larder_model::{Error, ErrorKind, Result};
 
-use crate::schema::{EXACT, EXTRA, Kind, Table};
-
-/// Runs a statement: by itself, or inside a transaction.
-pub(crate) type Run<'a> = &'a dyn Fn(&str, Vec<SqlValue>, u32) -> Result<Rows>;
-
-/// The largest reply that is asked for at once.
-pub(crate) const REPLY_BYTES_MAX: u32 = 8 << 20;
+use crate::{
+    database::Database,
+    ledger,
+    schema::{EXACT, EXTRA, Table},
+    types::{self, Column, Kind},
+};
 
 /// How much a difference matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
     /// The table cannot be used.
     Fatal,
+    /// A column is missing, so that the table cannot be used either; `prepare` can add it.
+    Missing,
     /// It can, but is not what the definition says.
     Differs,
     /// It is what another setting of `constraints` makes.
@@ -30,172 +36,218 @@ pub(crate) enum Level {
 pub(crate) struct Difference {
     pub(crate) level: Level,
     pub(crate) message: String,
+    /// The column that it is about.
+    pub(crate) column: String,
 }
 
 /// What is stored under a table's name.
 pub(crate) enum Found {
     Missing,
-    Table(Vec<Difference>),
+    Table(Seen),
 }
 
-fn text(cell: Option<SqlValue>) -> String {
-    match cell {
-        Some(SqlValue::Text(text)) => text,
-        _ => String::new(),
+/// A table that is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) differences: Vec<Difference>,
+    /// Columns that can be asked, because each row has its member there. See [`ledger`].
+    pub(crate) complete: HashSet<String>,
+    /// Of the schema that the table was made by; 0 where larder did not make it.
+    pub(crate) version: i64,
+}
+
+/// A table as its catalog describes it.
+struct Described {
+    /// `table`, or what it is instead.
+    kind: String,
+    name: String,
+    /// What makes the whole database unfit.
+    unfit: Option<String>,
+    columns: Vec<DescribedColumn>,
+    /// Field and table of each foreign key.
+    references: Vec<(String, String)>,
+    has_ledger: bool,
+}
+
+struct DescribedColumn {
+    name: String,
+    sql_type: String,
+    /// Types of one family hold the same values.
+    family: &'static str,
+    not_null: bool,
+    has_default: bool,
+    is_computed: bool,
+    is_key: bool,
+    /// How its texts are compared, where that is not by code point.
+    collation: Option<String>,
+}
+
+/// Names of all tables but the database's own and larder's.
+pub(crate) fn tables(database: &dyn Database, dialect: Dialect) -> Result<Vec<String>> {
+    let mut names = match dialect {
+        Dialect::Sqlite => sqlite::tables(database)?,
+        Dialect::Postgres => postgres::tables(database)?,
+    };
+    names.retain(|name| name != ledger::NAME);
+    Ok(names)
+}
+
+/// Whether there is a table for what larder remembers.
+pub(crate) fn has_ledger(database: &dyn Database, dialect: Dialect) -> Result<bool> {
+    let names = match dialect {
+        Dialect::Sqlite => sqlite::tables(database)?,
+        Dialect::Postgres => postgres::tables(database)?,
+    };
+    Ok(names.iter().any(|name| name == ledger::NAME))
+}
+
+/// Names of the table's indexes that can be used.
+pub(crate) fn indexes(database: &dyn Database, table: &Table) -> Result<Vec<String>> {
+    match table.dialect {
+        Dialect::Sqlite => sqlite::indexes(database, table),
+        Dialect::Postgres => postgres::indexes(database, table),
     }
-}
-
-fn is_true(cell: Option<SqlValue>) -> bool {
-    !matches!(cell, None | Some(SqlValue::Null | SqlValue::Integer(0)))
-}
-
-/// The answer row by row. A catalog is never cut off.
-fn rows_of(rows: Rows) -> Result<Vec<std::vec::IntoIter<SqlValue>>> {
-    if rows.more {
-        return Err(Error::new(ErrorKind::LimitExceeded, "the database has too many tables or columns to list"));
-    }
-    let width = rows.columns.len().max(1);
-    let mut cells = rows.cells.into_iter();
-    let count = cells.len() / width;
-    Ok((0..count).map(|_| cells.by_ref().take(width).collect::<Vec<_>>().into_iter()).collect())
-}
-
-fn list(run: Run, statement: &str, name: &str) -> Result<Vec<std::vec::IntoIter<SqlValue>>> {
-    let params = if name.is_empty() { Vec::new() } else { vec![SqlValue::Text(name.to_owned())] };
-    rows_of(run(statement, params, REPLY_BYTES_MAX)?)
-}
-
-/// Names of all tables but the database's own.
-pub(crate) fn tables(run: Run) -> Result<Vec<String>> {
-    let statement =
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_' ORDER BY 1";
-    Ok(list(run, statement, "")?.into_iter().map(|mut row| text(row.next())).collect())
-}
-
-/// Names of the table's indexes.
-pub(crate) fn indexes(run: Run, table: &Table) -> Result<Vec<String>> {
-    let rows = list(run, "SELECT name FROM pragma_index_list(?)", &table.collection.name)?;
-    Ok(rows.into_iter().map(|mut row| text(row.next())).collect())
 }
 
 /// The version of the database, for people.
-pub(crate) fn version(run: Run) -> Result<String> {
-    let rows = list(run, "SELECT 'SQLite ' || sqlite_version()", "")?;
-    Ok(rows.into_iter().next().map_or_else(String::new, |mut row| text(row.next())))
+pub(crate) fn version(database: &dyn Database, dialect: Dialect) -> Result<String> {
+    match dialect {
+        Dialect::Sqlite => sqlite::version(database),
+        Dialect::Postgres => postgres::version(database),
+    }
+}
+
+/// Bytes of the table with its indexes, none where the database cannot tell.
+pub(crate) fn table_size(database: &dyn Database, table: &Table) -> Result<Option<u64>> {
+    match table.dialect {
+        Dialect::Sqlite => Ok(None),
+        Dialect::Postgres => postgres::table_size(database, table).map(Some),
+    }
+}
+
+/// What keeps the user from writing to the tables, or from making those that are missing, as far as the catalog tells.
+pub(crate) fn hindrances(database: &dyn Database, tables: &[Table], dialect: Dialect) -> Result<Vec<String>> {
+    match dialect {
+        // Its rights are those of the file, which only a write can tell.
+        Dialect::Sqlite => Ok(Vec::new()),
+        Dialect::Postgres => postgres::hindrances(database, tables),
+    }
 }
 
 /// Looks at what is stored under the table's name.
-pub(crate) fn find(run: Run, table: &Table) -> Result<Found> {
-    let name = &table.collection.name;
-    let statement = "SELECT m.type, m.name, m.sql, e.encoding FROM sqlite_master AS m, pragma_encoding AS e \
-                     WHERE m.name = ? COLLATE NOCASE AND m.type IN ('table', 'view')";
-    let Some(mut row) = list(run, statement, name)?.into_iter().next() else { return Ok(Found::Missing) };
-    let (kind, stored_name, ddl, encoding) = (text(row.next()), text(row.next()), text(row.next()), text(row.next()));
-    if encoding != "UTF-8" {
-        // It orders texts by other units than the contract does.
-        let message = format!("the database keeps its texts in {encoding}, not in UTF-8");
-        return Ok(Found::Table(vec![Difference { level: Level::Fatal, message }]));
+pub(crate) fn find(database: &dyn Database, table: &Table) -> Result<Found> {
+    let described = match table.dialect {
+        Dialect::Sqlite => sqlite::describe(database, table)?,
+        Dialect::Postgres => postgres::describe(database, table)?,
+    };
+    let Some(described) = described else { return Ok(Found::Missing) };
+    if let Some(message) = described.unfit {
+        let differences = vec![Difference { level: Level::Fatal, message, column: String::new() }];
+        return Ok(Found::Table(Seen { differences, complete: HashSet::new(), version: 0 }));
     }
-    if ddl == table.ddl {
-        return Ok(Found::Table(Vec::new()));
-    }
+    let entry = if described.has_ledger { ledger::read(database, table)? } else { None }.unwrap_or_default();
+    Ok(Found::Table(Seen { differences: compare(table, &described), complete: entry.complete, version: entry.version }))
+}
+
+fn compare(table: &Table, described: &Described) -> Vec<Difference> {
     let mut differences = Vec::new();
-    let mut differs = |level, message| differences.push(Difference { level, message });
-    if kind != "table" {
-        differs(Level::Fatal, format!("`{name}` is a {kind}, not a table"));
+    let mut differs = |level, column: &str, message| {
+        differences.push(Difference { level, message, column: column.to_owned() });
+    };
+    let name = &table.collection.name;
+    if described.kind != "table" {
+        differs(Level::Fatal, "", format!("`{name}` is a {}, not a table", described.kind));
     }
-    if stored_name != *name {
-        differs(Level::Fatal, format!("the table is called `{stored_name}`"));
+    if described.name != *name {
+        differs(Level::Fatal, "", format!("the table is called `{}`", described.name));
     }
-    let ours = table.columns.iter().map(|column| (column.name.as_str(), column.sql_type.as_str(), Some(column)));
-    let ours: Vec<_> = ours.chain([(EXTRA, "TEXT", None), (EXACT, "TEXT", None)]).collect();
-    let mut stored = Vec::new();
-    let statement = "SELECT name, type, \"notnull\", dflt_value, pk, hidden FROM pragma_table_xinfo(?)";
-    for mut row in list(run, statement, name)? {
-        let (column, sql_type) = (text(row.next()), text(row.next()));
-        let [not_null, default, is_key, hidden] = [(); 4].map(|()| is_true(row.next()));
+    let dialect = table.dialect;
+    let ours: Vec<(&str, String, Option<&Column>)> = table
+        .columns
+        .iter()
+        .map(|column| (column.name.as_str(), column.sql_type(dialect), Some(column)))
+        .chain([(EXTRA, types::extra_type(dialect).to_owned(), None), (EXACT, "TEXT".to_owned(), None)])
+        .collect();
+    for stored in &described.columns {
+        let column = stored.name.as_str();
         let Some((_, expected, ours)) = ours.iter().find(|(name, ..)| *name == column) else {
-            match not_null && !default && !hidden {
-                true => differs(Level::Fatal, format!("`{column}` is required, and no field of the collection")),
-                false => differs(Level::Extra, format!("`{column}` is no field of the collection, and left alone")),
+            match stored.not_null && !stored.has_default && !stored.is_computed {
+                true => {
+                    differs(Level::Fatal, column, format!("`{column}` is required, and no field of the collection"))
+                }
+                false => {
+                    differs(Level::Extra, column, format!("`{column}` is no field of the collection, and left alone"));
+                }
             }
             continue;
         };
-        if hidden {
-            differs(Level::Fatal, format!("`{column}` is computed by the database"));
+        if stored.is_computed {
+            differs(Level::Fatal, column, format!("`{column}` is computed by the database"));
         }
-        if affinity(&sql_type) != affinity(expected) {
-            differs(Level::Fatal, format!("`{column}` is {sql_type}, not {expected}"));
-        } else if !sql_type.eq_ignore_ascii_case(expected) {
-            differs(Level::Differs, format!("`{column}` is {sql_type}, not {expected}"));
+        let (expected_type, expected_family) = match dialect {
+            Dialect::Sqlite => (expected.clone(), sqlite::family(expected)),
+            Dialect::Postgres => (postgres::type_name(expected), postgres::family(&postgres::type_name(expected))),
+        };
+        if stored.family != expected_family {
+            differs(Level::Fatal, column, format!("`{column}` is {}, not {expected}", stored.sql_type));
+        } else if !stored.sql_type.eq_ignore_ascii_case(&expected_type) {
+            differs(Level::Differs, column, format!("`{column}` is {}, not {expected}", stored.sql_type));
         }
         let is_our_key = ours.is_some_and(|column| column.kind == Kind::Key);
-        if is_key != is_our_key {
-            differs(Level::Fatal, format!("`{column}` is {}the primary key", if is_key { "" } else { "not " }));
+        if stored.is_key != is_our_key {
+            let message = format!("`{column}` is {}the primary key", if stored.is_key { "" } else { "not " });
+            differs(Level::Fatal, column, message);
         }
-        if not_null != ours.is_some_and(|column| column.not_null) && !is_our_key {
-            differs(Level::Constraints, format!("`{column}` is {}NOT NULL", if not_null { "" } else { "not " }));
+        if stored.not_null != ours.is_some_and(|column| column.not_null) && !is_our_key {
+            let message = format!("`{column}` is {}NOT NULL", if stored.not_null { "" } else { "not " });
+            differs(Level::Constraints, column, message);
         }
-        stored.push(column);
+        if let (Some(collation), Some(ours)) = (&stored.collation, ours) {
+            let message = format!("`{column}` is compared by {collation}, not exactly");
+            match ours.kind {
+                Kind::Key => differs(Level::Fatal, column, message),
+                _ if ours.is_text() => differs(Level::Differs, column, message),
+                // It is not compared.
+                Kind::Field(_) => {}
+            }
+        }
     }
     for (name, expected, _) in &ours {
-        if !stored.iter().any(|stored| stored == name) {
-            differs(Level::Fatal, format!("`{name}` {expected} is missing"));
+        if !described.columns.iter().any(|stored| stored.name == *name) {
+            differs(Level::Missing, name, format!("`{name}` {expected} is missing"));
         }
     }
-    let statement = "SELECT x.coll FROM pragma_index_list(?) AS l, pragma_index_xinfo(l.name) AS x \
-                     WHERE l.origin = 'pk' AND x.key = 1";
-    for mut row in list(run, statement, name)? {
-        let collation = text(row.next());
-        if collation != "BINARY" {
-            differs(Level::Fatal, format!("`{}` is compared by {collation}, not exactly", table.collection.key));
-        }
+    let stored = &described.references;
+    for (field, target) in table.references.iter().filter(|reference| !stored.contains(reference)) {
+        differs(Level::Constraints, field, format!("`{field}` does not refer to `{target}`"));
     }
-    let statement = "SELECT \"from\", \"table\" FROM pragma_foreign_key_list(?)";
-    let foreign: Vec<(String, String)> =
-        list(run, statement, name)?.into_iter().map(|mut row| (text(row.next()), text(row.next()))).collect();
-    for reference in table.references.iter().filter(|reference| !foreign.contains(reference)) {
-        differs(Level::Constraints, format!("`{}` does not refer to `{}`", reference.0, reference.1));
+    for (field, target) in stored.iter().filter(|reference| !table.references.contains(reference)) {
+        differs(Level::Constraints, field, format!("`{field}` refers to `{target}`"));
     }
-    for reference in foreign.iter().filter(|reference| !table.references.contains(reference)) {
-        differs(Level::Constraints, format!("`{}` refers to `{}`", reference.0, reference.1));
-    }
-    Ok(Found::Table(differences))
-}
-
-/// SQLite's rules for what a declared type does to a value.
-fn affinity(sql_type: &str) -> &'static str {
-    let sql_type = sql_type.to_ascii_uppercase();
-    let has = |part: &str| sql_type.contains(part);
-    match () {
-        () if has("INT") => "integer",
-        () if has("CHAR") || has("CLOB") || has("TEXT") => "text",
-        () if has("BLOB") || sql_type.is_empty() => "blob",
-        () if has("REAL") || has("FLOA") || has("DOUB") => "real",
-        () => "numeric",
-    }
+    differences
 }
 
 /// The differences of these levels as one error, none where there are none.
 pub(crate) fn reject(table: &Table, differences: &[Difference], levels: &[Level]) -> Result<()> {
-    let messages: Vec<&str> = differences
-        .iter()
-        .filter(|difference| levels.contains(&difference.level))
-        .map(|difference| difference.message.as_str())
-        .collect();
+    let counted = || differences.iter().filter(|difference| levels.contains(&difference.level));
+    let messages: Vec<&str> = counted().map(|difference| difference.message.as_str()).collect();
     if messages.is_empty() {
         return Ok(());
     }
-    let is_setting = |difference: &Difference| difference.level == Level::Constraints;
-    let advice = match differences.iter().any(is_setting) {
-        true => "set `constraints` to what the table was made with (`strict` or `relaxed`), change the table",
-        false => "change one of them",
+    let advice = match () {
+        () if counted().all(|difference| difference.level == Level::Missing) => {
+            "`larder stores prepare --extend` adds what is missing"
+        }
+        () if differences.iter().any(|difference| difference.level == Level::Constraints) => {
+            "set `constraints` to what the table was made with (`strict` or `relaxed`), change the table, or give the \
+             store another database"
+        }
+        () => "change one of them, or give the store another database",
     };
     Err(Error::new(
         ErrorKind::Rejected,
         format!(
-            "the table of `{}` is not what its definition asks for, and is never altered: {}; {advice}, or give the store \
-             another database",
+            "the table of `{}` is not what its definition asks for, and is never altered unasked: {}; {advice}",
             table.collection.name,
             messages.join(", ")
         ),

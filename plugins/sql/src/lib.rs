@@ -1,20 +1,28 @@
 //! The `sql` strategy: entities as rows of tables that people and other programs can read and change too.
 //!
-//! `schema` makes a table of a collection's definition, `catalog` reads what the database has, `row` turns an entity into
-//! cells and back without losing a digit, `plan` decides what of a query the database answers, `write` batches changes,
-//! and `store` does what the contract says. All of it is plain Rust over a [`Sql`]; this file gives it the contract's
-//! form.
+//! `schema` makes a table of a collection's definition, `catalog` reads what the database has, `ledger` remembers what
+//! larder knows of it, `prepare` makes what is missing; `types` says what columns hold and `row` turns an entity into
+//! cells and back without losing a digit; `plan` decides what of a filter the database answers, `find` pages through it
+//! in any order, `write` batches changes, and `store` does what the contract says. All of it is plain Rust over a
+//! [`Sql`]; this file gives it the contract's form.
 //!
-//! SQLite is the dialect that works. What another needs is marked by a `match` on the dialect: types, placeholders and
-//! the catalog.
+//! SQLite and PostgreSQL are two dialects of one strategy. Where they have little in common, there is a file a dialect
+//! (`catalog/`, `types/`, `plan/`); where they differ in a word, there is a `match`.
 
 mod catalog;
+mod check;
 mod config;
+mod copy;
+mod database;
+mod find;
+mod ledger;
 mod packed;
 mod plan;
+mod prepare;
 mod row;
 mod schema;
 mod store;
+mod types;
 mod write;
 
 #[cfg(test)]

@@ -1,19 +1,26 @@
-//! What of a query the database answers.
+//! What of a filter the database answers.
 //!
-//! A part of the filter is pushed down where its predicate lets through every row that matches, and lets through only
-//! those among the rows without [`EXACT`], whose columns hold what the entity holds. The few rows with it are looked at
-//! again here, so a part that was pushed down is answered exactly; every other part is the host's.
+//! A part is pushed down where its predicate lets through every row that matches, and lets through only those among the
+//! rows without [`EXACT`], whose columns hold what the entity holds. The few rows with it are looked at again here, so a
+//! part that was pushed down is answered exactly; every other part is the host's. What a predicate is like is in one file
+//! a dialect, because the columns hold different things.
 
-use larder_guest::SqlValue;
+mod postgres;
+mod sqlite;
+
+use std::collections::HashSet;
+
+use larder_guest::{Dialect, SqlValue};
 use larder_model::{
     FieldType,
     filter::{Comparison, Filter, Scalar},
-    number,
 };
+use serde_json::Value;
 
 use crate::{
-    row::{double_text, integer, looks_numeric, nearest_double},
-    schema::{EXACT, Kind, Statement, Table, quote},
+    database::{Statement, literal, quote},
+    schema::{EXACT, EXTRA, Table},
+    types::{Column, Kind},
 };
 
 /// The most values of an `in` that become parameters.
@@ -25,35 +32,72 @@ pub(crate) struct Plan<'a> {
     predicates: Vec<Predicate>,
     /// Parts that the predicates answer for rows without [`EXACT`], and that are to be looked at again for others.
     pub(crate) again: Vec<&'a Filter>,
+    /// Parts that are to be looked at again for every row.
+    pub(crate) always_again: Vec<&'a Filter>,
+    /// Conditions on rows that are to be looked at again beside those with [`EXACT`].
+    pub(crate) odd: Vec<String>,
     /// Positions of the parts that are left to the host.
     pub(crate) unapplied: Vec<u32>,
+    /// Columns that every row is compared by.
+    pub(crate) constrained: Vec<String>,
 }
 
-/// SQL with its parameters in their places.
-struct Predicate {
-    column: String,
-    operator: &'static str,
-    values: Vec<SqlValue>,
-    /// Holds the value only where it is of this type: SQLite compares any two.
-    only: Option<&'static str>,
-    /// Lets every row with [`EXACT`] through, because its column does not sort as its value does.
-    or_exact: bool,
+/// How much a predicate says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Precision {
+    /// Every row that matches is among those that it lets through.
+    Loose,
+    /// And no others, of the rows without [`EXACT`].
+    Plain,
+    /// And no others.
+    Full,
+}
+
+/// A condition as SQL with its parameters in their places.
+enum Predicate {
+    /// Column, operator, value, and what follows its placeholder.
+    Compare(String, &'static str, SqlValue, &'static str),
+    In(String, Vec<SqlValue>, &'static str),
+    /// The text of a column has a substring.
+    Contains(&'static str, String, String),
+    /// SQL without parameters.
+    Plain(String),
+    All(Vec<Predicate>),
+    Any(Vec<Predicate>),
+}
+
+/// What is pushed down of a part.
+struct Pushed {
+    predicate: Predicate,
+    precision: Precision,
+    /// See [`Plan::odd`].
+    odd: Option<String>,
+    /// See [`Plan::constrained`].
+    column: Option<String>,
+}
+
+impl Pushed {
+    fn new(predicate: Predicate, precision: Precision) -> Pushed {
+        Pushed { predicate, precision, odd: None, column: None }
+    }
 }
 
 impl<'a> Plan<'a> {
-    /// Where the table is not one that we made, only the key is looked for: a column that was added to it by hand may be
-    /// empty although the entity has the member.
-    pub(crate) fn new(table: &Table, filter: Option<&'a Filter>, is_ours: bool) -> Plan<'a> {
+    /// Only `complete` columns are asked, and the key.
+    pub(crate) fn new(table: &Table, filter: Option<&'a Filter>, complete: &HashSet<String>) -> Plan<'a> {
         let mut plan = Plan::default();
         for (i, part) in filter.map(Filter::conjuncts).unwrap_or_default().into_iter().enumerate() {
-            match predicates(table, part).filter(|(_, is_key)| *is_key || is_ours) {
-                Some((predicates, is_key)) => {
-                    plan.predicates.extend(predicates);
-                    if !is_key {
-                        plan.again.push(part);
-                    }
-                }
-                None => plan.unapplied.push(i as u32),
+            let Some(pushed) = pushed(table, part, complete) else {
+                plan.unapplied.push(i as u32);
+                continue;
+            };
+            plan.predicates.push(pushed.predicate);
+            plan.odd.extend(pushed.odd);
+            plan.constrained.extend(pushed.column);
+            match pushed.precision {
+                Precision::Full => {}
+                Precision::Plain => plan.again.push(part),
+                Precision::Loose => plan.always_again.push(part),
             }
         }
         plan
@@ -70,94 +114,150 @@ impl<'a> Plan<'a> {
         }
         word
     }
+
+    /// The condition on rows whose columns do not say all that this plan asks.
+    pub(crate) fn is_odd(&self) -> String {
+        let mut conditions = vec![is_exact()];
+        conditions.extend(self.odd.iter().cloned());
+        conditions.join(" OR ")
+    }
 }
 
 impl Predicate {
+    fn never() -> Predicate {
+        Predicate::Plain("0 = 1".to_owned())
+    }
+
     fn write(&self, statement: &mut Statement) {
-        // Whatever order the column was declared with by others.
-        let column = format!("{} COLLATE BINARY", self.column);
-        if self.values.is_empty() {
-            statement.text("0 = 1");
-            return;
-        }
-        statement.text(&column).text(self.operator);
-        match self.operator {
-            " IN " => statement.list(self.values.iter().cloned()),
-            _ => statement.param(self.values[0].clone()),
-        };
-        if let Some(only) = self.only {
-            statement.text(&format!(" AND typeof({}) {only}", self.column));
-        }
-        if self.or_exact {
-            statement.text(&format!(" OR {} IS NOT NULL", quote(EXACT)));
+        match self {
+            Predicate::Compare(column, operator, value, cast) => {
+                statement.text(column).text(operator).param(value.clone()).text(cast);
+            }
+            Predicate::In(column, values, cast) => {
+                statement.text(column).text(" IN ");
+                for (i, value) in values.iter().enumerate() {
+                    statement.text(if i == 0 { "(" } else { ", " }).param(value.clone()).text(cast);
+                }
+                statement.text(")");
+            }
+            Predicate::Contains(function, column, text) => {
+                statement.text(&format!("{function}({column}, "));
+                statement.param(SqlValue::Text(text.clone())).text(") > 0");
+            }
+            Predicate::Plain(text) => {
+                statement.text(text);
+            }
+            Predicate::All(parts) => write_joined(parts, " AND ", statement),
+            Predicate::Any(parts) => write_joined(parts, " OR ", statement),
         }
     }
 }
 
-/// The part as predicates, and whether it is about the key, whose column always holds what the entity does.
-fn predicates(table: &Table, part: &Filter) -> Option<(Vec<Predicate>, bool)> {
+fn write_joined(parts: &[Predicate], word: &str, statement: &mut Statement) {
+    if parts.is_empty() {
+        statement.text(if word == " AND " { "1 = 1" } else { "0 = 1" });
+    }
+    for (i, part) in parts.iter().enumerate() {
+        statement.text(if i == 0 { "(" } else { word });
+        match part {
+            Predicate::All(_) | Predicate::Any(_) => {
+                statement.text("(");
+                part.write(statement);
+                statement.text(")");
+            }
+            _ => part.write(statement),
+        }
+        if i + 1 == parts.len() {
+            statement.text(")");
+        }
+    }
+}
+
+/// The condition on rows with [`EXACT`].
+pub(crate) fn is_exact() -> String {
+    format!("{} IS NOT NULL", quote(EXACT))
+}
+
+/// The condition on rows that may have the member beside its column: `null`, or from before the column. True for some that
+/// do not, such as where names are written with escapes.
+pub(crate) fn is_beside(table: &Table, member: &str) -> String {
+    is_mentioned(table, &quote(EXTRA), member)
+}
+
+/// The condition on rows where that column of our own may have a member of this name.
+pub(crate) fn is_mentioned(table: &Table, own: &str, member: &str) -> String {
+    let name = literal(&Value::from(member).to_string());
+    match table.dialect {
+        Dialect::Sqlite => format!("(instr({own}, {name}) > 0 OR instr({own}, '\\u') > 0)"),
+        Dialect::Postgres => format!("(strpos({own}::text, {name}) > 0 OR strpos({own}::text, '\\u') > 0)"),
+    }
+}
+
+fn pushed(table: &Table, part: &Filter, complete: &HashSet<String>) -> Option<Pushed> {
     let (field, op, scalars) = match part {
         Filter::Compare { field, op, value } => (field, Some(*op), std::slice::from_ref(value)),
         Filter::AnyOf { field, values } if values.len() <= MEMBERS_MAX => (field, None, values.as_slice()),
+        Filter::Exists(field) => {
+            let column = &table.columns[table.position(field.single()?)?];
+            if column.kind == Kind::Key {
+                return Some(Pushed::new(Predicate::All(Vec::new()), Precision::Full));
+            }
+            return complete.contains(&column.name).then(|| exists(table, column));
+        }
+        Filter::Any(parts) => {
+            let parts = parts.iter().map(|part| pushed(table, part, complete)).collect::<Option<Vec<_>>>()?;
+            let precision = parts.iter().map(|part| part.precision).min().unwrap_or(Precision::Full);
+            // One condition for all of what is odd.
+            let odd: Vec<String> = parts.iter().filter_map(|part| part.odd.clone()).collect();
+            let odd = (!odd.is_empty()).then(|| odd.join(" OR "));
+            let predicate = Predicate::Any(parts.into_iter().map(|part| part.predicate).collect());
+            return Some(Pushed { predicate, precision, odd, column: None });
+        }
         _ => return None,
     };
     let column = &table.columns[table.position(field.single()?)?];
-    let is_key = column.kind == Kind::Key;
-    let predicate =
-        |operator, values| Predicate { column: quote(&column.name), operator, values, only: None, or_exact: false };
-    let Some(op) = op.filter(|op| *op != Comparison::Eq) else {
-        let values = scalars.iter().map(|scalar| equal_cell(column.kind, scalar)).collect::<Option<Vec<_>>>()?;
-        return Some((vec![predicate(if values.len() == 1 { " = " } else { " IN " }, values)], is_key));
-    };
-    let scalar = &scalars[0];
-    let operator = match op {
-        Comparison::Lt => " < ",
-        Comparison::Le => " <= ",
-        Comparison::Gt => " > ",
-        Comparison::Ge => " >= ",
-        Comparison::BeginsWith => {
-            let (Kind::Key | Kind::Field(FieldType::Text), Scalar::Text(prefix)) = (column.kind, scalar) else {
-                return None;
-            };
-            let mut range = vec![predicate(" >= ", vec![SqlValue::Text(prefix.clone())])];
-            if let Some(end) = after_prefix(prefix) {
-                range.push(predicate(" < ", vec![SqlValue::Text(end)]));
-            }
-            return Some((range, is_key));
+    if column.kind != Kind::Key && !complete.contains(&column.name) {
+        return None;
+    }
+    if op.is_none() && scalars.is_empty() {
+        return Some(Pushed::new(Predicate::never(), Precision::Full));
+    }
+    let pushed = match (op, scalars) {
+        (Some(Comparison::Eq), [Scalar::Null]) if column.kind != Kind::Key => {
+            Some(Pushed::new(is_null(table, column), Precision::Loose))
         }
-        Comparison::Eq | Comparison::Ne | Comparison::Contains => return None,
+        (Some(Comparison::Ne), _) if column.kind != Kind::Key => Some(exists(table, column)),
+        (op, scalars) => match table.dialect {
+            Dialect::Sqlite => sqlite::pushed(column, op, scalars),
+            Dialect::Postgres => postgres::pushed(column, op, scalars),
+        },
     };
-    let cell = equal_cell(column.kind, scalar)?;
-    let range = match column.kind {
-        Kind::Key | Kind::Field(FieldType::Text) => predicate(operator, vec![cell]),
-        Kind::Field(FieldType::Integer | FieldType::Number) => {
-            Predicate { only: Some("IN ('integer', 'real')"), or_exact: true, ..predicate(operator, vec![cell]) }
-        }
-        Kind::Field(FieldType::Timestamp) => {
-            Predicate { only: Some("= 'text'"), or_exact: true, ..predicate(operator, vec![cell]) }
-        }
-        Kind::Field(FieldType::Boolean | FieldType::Json) => return None,
-    };
-    Some((vec![range], is_key))
+    pushed.map(|pushed| {
+        let column = (op != Some(Comparison::Ne)).then(|| column.name.clone());
+        Pushed { column, ..pushed }
+    })
 }
 
-/// What the column holds in each row whose value equals the scalar, and in no other row without [`EXACT`]; none where
-/// there is no such thing.
-fn equal_cell(kind: Kind, scalar: &Scalar) -> Option<SqlValue> {
-    match (kind, scalar) {
-        (Kind::Key | Kind::Field(FieldType::Text), Scalar::Text(text)) => Some(SqlValue::Text(text.clone())),
-        (Kind::Field(FieldType::Timestamp), Scalar::Text(text)) if !looks_numeric(text) => {
-            Some(SqlValue::Text(text.clone()))
-        }
-        (Kind::Field(FieldType::Integer), Scalar::Number(text)) => integer(text).map(SqlValue::Integer),
-        (Kind::Field(FieldType::Number), Scalar::Number(text)) => {
-            let double = nearest_double(text);
-            // Another number may have the same nearest double.
-            number::compare(&double_text(double), text).is_eq().then_some(SqlValue::Number(double))
-        }
-        (Kind::Field(FieldType::Boolean), Scalar::Boolean(value)) => Some(SqlValue::Integer((*value).into())),
-        _ => None,
+/// The member may be there.
+fn exists(table: &Table, column: &Column) -> Pushed {
+    let holds = format!("{} IS NOT NULL", quote(&column.name));
+    let conditions = [holds, is_exact(), is_beside(table, &column.name)];
+    Pushed::new(Predicate::Any(conditions.map(Predicate::Plain).into()), Precision::Loose)
+}
+
+/// The member may be `null`.
+fn is_null(table: &Table, column: &Column) -> Predicate {
+    let is_null = format!("{} IS NULL", quote(&column.name));
+    Predicate::All(vec![Predicate::Plain(is_null), Predicate::Plain(is_beside(table, &column.name))])
+}
+
+/// Texts that begin with the prefix: the least of them, and the least that comes behind them where there is one.
+fn prefix_range(column: &str, prefix: &str) -> Vec<Predicate> {
+    let mut range = vec![Predicate::Compare(column.to_owned(), " >= ", SqlValue::Text(prefix.to_owned()), "")];
+    if let Some(end) = after_prefix(prefix) {
+        range.push(Predicate::Compare(column.to_owned(), " < ", SqlValue::Text(end), ""));
     }
+    range
 }
 
 /// The least text that is greater than every text that begins with the prefix; none where there is none.
@@ -175,6 +275,30 @@ fn after_prefix(prefix: &str) -> Option<String> {
         }
     }
     None
+}
+
+fn range_operator(op: Comparison) -> Option<&'static str> {
+    match op {
+        Comparison::Lt => Some(" < "),
+        Comparison::Le => Some(" <= "),
+        Comparison::Gt => Some(" > "),
+        Comparison::Ge => Some(" >= "),
+        _ => None,
+    }
+}
+
+/// The condition on rows of the table whose column, without [`EXACT`] and not NULL, does not sort as its value does; none
+/// where there is no such thing.
+pub(crate) fn sorts_oddly(table: &Table, column: &Column) -> Option<String> {
+    match (table.dialect, column.kind) {
+        // Somebody may have put another number there by hand.
+        (Dialect::Sqlite, Kind::Field(FieldType::Boolean)) => {
+            let name = quote(&column.name);
+            Some(format!("({name} IS NOT NULL AND {name} NOT IN (0, 1))"))
+        }
+        (Dialect::Postgres, Kind::Field(FieldType::Timestamp)) => Some(postgres::is_odd_time(column)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -8,41 +8,32 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use larder_guest::{Dialect, SqlValue};
+use larder_guest::Dialect;
 use larder_model::{Collection, Error, FieldType, Result};
 
-use crate::config::Constraints;
+use crate::{
+    config::Constraints,
+    database::{Statement, push_placeholder, quote},
+    ledger,
+    types::{self, Column, Kind},
+};
 
-/// Members that no column holds: one JSON object, to be read with `json_extract`.
+/// Members that no column holds: one JSON object, to be read with `json_extract` on SQLite and `->>` on PostgreSQL.
 pub(crate) const EXTRA: &str = "larder_extra";
 
 /// Values that their column would change: one JSON object of column → `{"value": the value, "column": what the column
-/// got in its place}`. Where the column holds something else by now, somebody changed it, and the column is right.
+/// got in its place}`, without `column` where there is none. Where the column holds something else by now, somebody
+/// changed it, and the column is right.
 pub(crate) const EXACT: &str = "larder_exact";
+
+/// PostgreSQL cuts longer names, and two of them could become one.
+const NAME_BYTES_MAX: usize = 63;
 
 /// The most parameters of one statement, in SQLite and roughly in PostgreSQL.
 const PARAMS_MAX: usize = 32_000;
 
 /// Rows of one INSERT, largest first. Few sizes, so that few statements have to be prepared.
 const INSERT_ROWS: [usize; 3] = [256, 16, 1];
-
-/// What a column is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Key,
-    Field(FieldType),
-}
-
-/// A column for one member.
-#[derive(Debug)]
-pub(crate) struct Column {
-    /// Of the member, and of the column.
-    pub(crate) name: String,
-    pub(crate) kind: Kind,
-    /// As it stands in the DDL.
-    pub(crate) sql_type: String,
-    pub(crate) not_null: bool,
-}
 
 /// An index of the table.
 #[derive(Debug)]
@@ -70,59 +61,19 @@ pub(crate) struct Table {
     /// Every column, in order.
     pub(crate) select: String,
     pub(crate) ddl: String,
+    /// Those that the collection declares.
     pub(crate) indexes: Vec<TableIndex>,
+    /// Finds the few rows whose columns do not hold all.
+    pub(crate) exact_index: TableIndex,
     /// Field and collection of each foreign key.
     pub(crate) references: Vec<(String, String)>,
+    /// `REFERENCES …` of each of them.
+    reference_targets: Vec<String>,
     /// What the collection declares and the table does not have.
     pub(crate) warnings: Vec<String>,
-    dialect: Dialect,
+    pub(crate) dialect: Dialect,
     inserts: [OnceCell<String>; INSERT_ROWS.len()],
     upserts: [OnceCell<String>; INSERT_ROWS.len()],
-}
-
-/// A name as SQL text.
-pub(crate) fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A statement in the making: parameters are numbered as the dialect wants them.
-pub(crate) struct Statement {
-    pub(crate) text: String,
-    pub(crate) params: Vec<SqlValue>,
-    dialect: Dialect,
-}
-
-impl Statement {
-    pub(crate) fn new(dialect: Dialect, text: impl Into<String>) -> Statement {
-        Statement { text: text.into(), params: Vec::new(), dialect }
-    }
-
-    pub(crate) fn text(&mut self, text: &str) -> &mut Statement {
-        self.text.push_str(text);
-        self
-    }
-
-    pub(crate) fn param(&mut self, value: SqlValue) -> &mut Statement {
-        self.params.push(value);
-        push_placeholder(&mut self.text, self.dialect, self.params.len());
-        self
-    }
-
-    /// `(?, ?)`
-    pub(crate) fn list(&mut self, values: impl IntoIterator<Item = SqlValue>) -> &mut Statement {
-        for (i, value) in values.into_iter().enumerate() {
-            self.text(if i == 0 { "(" } else { ", " }).param(value);
-        }
-        self.text(")")
-    }
-}
-
-fn push_placeholder(text: &mut String, dialect: Dialect, number: usize) {
-    match dialect {
-        // Without a number: SQLite looks numbered ones up one by one, which for thousands takes longer than the rest.
-        Dialect::Sqlite => text.push('?'),
-        Dialect::Postgres => text.push_str(&format!("${number}")),
-    }
 }
 
 impl Table {
@@ -136,17 +87,22 @@ impl Table {
         if collection.name.get(..7).is_some_and(|prefix| prefix.eq_ignore_ascii_case("sqlite_")) {
             return Err(refused("SQLite keeps names that begin with `sqlite_` to itself".to_owned()));
         }
+        if collection.name.eq_ignore_ascii_case(ledger::NAME) {
+            return Err(refused("the table of this name is larder's own".to_owned()));
+        }
         let mut columns = vec![Column {
             name: collection.key.clone(),
             kind: Kind::Key,
-            sql_type: text_type(Some(255)),
+            max_length: Some(255),
+            is_wide: false,
             not_null: false,
         }];
         for field in collection.fields.iter().filter(|field| field.name != collection.key) {
             columns.push(Column {
                 name: field.name.clone(),
                 kind: Kind::Field(field.ty),
-                sql_type: sql_type(field.ty, field.max_length),
+                max_length: field.max_length,
+                is_wide: field.name == collection.stamps.version,
                 not_null: strict && field.required,
             });
         }
@@ -154,7 +110,8 @@ impl Table {
             columns.push(Column {
                 name: collection.stamps.version.clone(),
                 kind: Kind::Field(FieldType::Integer),
-                sql_type: "BIGINT".to_owned(),
+                max_length: None,
+                is_wide: true,
                 not_null: false,
             });
         }
@@ -167,6 +124,12 @@ impl Table {
             if !lowercase.insert(name.to_ascii_lowercase()) {
                 let problem = "names of columns differ in more than case, and two names are larder's own";
                 return Err(refused(format!("the field `{name}` cannot be a column: {problem}")));
+            }
+        }
+        if dialect == Dialect::Postgres {
+            let names = columns.iter().map(|column| &column.name).chain([&collection.name]);
+            if let Some(name) = names.into_iter().find(|name| name.len() > NAME_BYTES_MAX) {
+                return Err(refused(format!("PostgreSQL cuts `{name}`: names have at most {NAME_BYTES_MAX} bytes")));
             }
         }
         let positions: HashMap<String, usize> =
@@ -186,25 +149,39 @@ impl Table {
         let mut indexes = Vec::new();
         for index in &collection.indexes {
             match index.fields.iter().find(|field| !positions.contains_key(*field)) {
-                None => indexes.push(table_index(&collection, index)),
+                None => indexes.push(table_index(&collection, index, dialect)),
                 Some(field) => warnings.push(format!(
                     "the index `{}` of `{}` is not made: `{field}` is no declared field",
                     index.name, collection.name
                 )),
             }
         }
-        let names: Vec<String> =
-            columns.iter().map(|column| quote(&column.name)).chain([EXTRA, EXACT].map(quote)).collect();
+        let names = columns.iter().map(|column| types::selected(dialect, &quote(&column.name), Some(column.kind)));
+        let select: Vec<String> = names.chain([EXTRA, EXACT].map(quote)).collect();
+        let exact_name = index_name(&collection.name, EXACT);
+        let exact_index = TableIndex {
+            ddl: format!(
+                "CREATE INDEX {} ON {} ({}) WHERE {} IS NOT NULL",
+                quote(&exact_name),
+                quote(&collection.name),
+                quote(&collection.key),
+                quote(EXACT)
+            ),
+            name: exact_name,
+            declared: String::new(),
+        };
         Ok(Table {
             name: quote(&collection.name),
             key: quote(&collection.key),
             version: positions.get(&collection.stamps.version).copied(),
-            select: names.join(", "),
+            select: select.join(", "),
             ddl: String::new(),
             positions,
             columns,
             indexes,
+            exact_index,
             references,
+            reference_targets: Vec::new(),
             warnings,
             dialect,
             inserts: Default::default(),
@@ -225,18 +202,55 @@ impl Table {
                 Kind::Field(FieldType::Timestamp) if is_stamp => " DEFAULT CURRENT_TIMESTAMP",
                 Kind::Field(_) => "",
             };
-            lines.push(format!("{} {}{suffix}", quote(&column.name), column.sql_type));
+            lines.push(format!("{}{suffix}", self.column_ddl(column)));
         }
-        lines.extend([EXTRA, EXACT].map(|name| format!("{} TEXT", quote(name))));
+        lines.extend(self.own_columns_ddl().map(|(_, ddl)| ddl));
+        let mut targets = Vec::new();
         for (field, target) in &self.references {
             let key = key_of(target).ok_or_else(|| {
                 let name = &self.collection.name;
                 Error::invalid(format!("collection `{name}`: `{field}` refers to `{target}`, which is no collection"))
             })?;
+            targets.push(format!("REFERENCES {}({})", quote(target), quote(&key)));
             lines.push(format!("FOREIGN KEY ({}) REFERENCES {}({})", quote(field), quote(target), quote(&key)));
         }
+        self.reference_targets = targets;
         self.ddl = format!("CREATE TABLE {} ({})", self.name, lines.join(", "));
         Ok(())
+    }
+
+    /// Name and type of a column, as they stand in DDL.
+    pub(crate) fn column_ddl(&self, column: &Column) -> String {
+        let collation = match column.kind {
+            Kind::Key | Kind::Field(FieldType::Text | FieldType::Json) => types::collation(self.dialect),
+            Kind::Field(_) => "",
+        };
+        format!("{} {}{collation}", quote(&column.name), column.sql_type(self.dialect))
+    }
+
+    /// Our own two columns: name, and how it stands in DDL.
+    pub(crate) fn own_columns_ddl(&self) -> [(&'static str, String); 2] {
+        [
+            (EXTRA, format!("{} {}", quote(EXTRA), types::extra_type(self.dialect))),
+            (EXACT, format!("{} TEXT", quote(EXACT))),
+        ]
+    }
+
+    /// What the DDL of a column says of the collection that it refers to.
+    pub(crate) fn reference_ddl(&self, field: &str) -> Option<String> {
+        let position = self.references.iter().position(|(name, _)| name == field)?;
+        self.reference_targets.get(position).cloned()
+    }
+
+    /// Every column, in order, as a part of a statement that has selected them.
+    pub(crate) fn names(&self) -> String {
+        let names = self.columns.iter().map(|column| column.name.as_str()).chain([EXTRA, EXACT]);
+        names.map(quote).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Every index that the table has by us.
+    pub(crate) fn all_indexes(&self) -> impl Iterator<Item = &TableIndex> {
+        self.indexes.iter().chain([&self.exact_index])
     }
 
     /// Where the column of a member is.
@@ -253,15 +267,6 @@ impl Table {
         Statement::new(self.dialect, text)
     }
 
-    /// What a SELECT ends with to keep others from changing its rows. A transaction of SQLite that writes has the
-    /// database for itself from its beginning.
-    pub(crate) fn for_update(&self) -> &'static str {
-        match self.dialect {
-            Dialect::Sqlite => "",
-            Dialect::Postgres => " FOR UPDATE",
-        }
-    }
-
     /// The largest INSERT for at most this many rows: how many it takes, and its text. With `replace`, a row whose key
     /// is there already is replaced in place, so that rows that refer to it keep doing so.
     pub(crate) fn insert(&self, rows_max: usize, replace: bool) -> (usize, &str) {
@@ -273,7 +278,7 @@ impl Table {
     }
 
     fn insert_text(&self, rows: usize, replace: bool) -> String {
-        let mut text = format!("INSERT INTO {} ({}) VALUES ", self.name, self.select);
+        let mut text = format!("INSERT INTO {} ({}) VALUES ", self.name, self.names());
         let mut number = 0;
         for row in 0..rows {
             for cell in 0..self.width() {
@@ -284,6 +289,7 @@ impl Table {
                 });
                 number += 1;
                 push_placeholder(&mut text, self.dialect, number);
+                text.push_str(types::cast(self.dialect, self.columns.get(cell).map(|column| column.kind)));
             }
         }
         text.push(')');
@@ -301,32 +307,38 @@ pub(crate) fn insert_rows_max() -> usize {
     INSERT_ROWS[0]
 }
 
-fn text_type(max_length: Option<u32>) -> String {
-    match max_length {
-        Some(length) => format!("VARCHAR({length})"),
-        None => "TEXT".to_owned(),
-    }
-}
-
-fn sql_type(ty: FieldType, max_length: Option<u32>) -> String {
-    match ty {
-        FieldType::Text => text_type(max_length),
-        FieldType::Integer => "INTEGER".to_owned(),
-        FieldType::Number => "DOUBLE PRECISION".to_owned(),
-        FieldType::Boolean => "BOOLEAN".to_owned(),
-        FieldType::Timestamp => "TIMESTAMP".to_owned(),
-        FieldType::Json => "TEXT".to_owned(),
-    }
-}
-
 /// The key comes last in each index, so that pages of a query that the index answers follow one another without sorting.
-fn table_index(collection: &Collection, index: &larder_model::Index) -> TableIndex {
-    let name = format!("idx_{}_{}", collection.name, index.name);
-    let mut fields: Vec<&str> = index.fields.iter().map(String::as_str).collect();
-    if !fields.contains(&collection.key.as_str()) {
-        fields.push(&collection.key);
+fn table_index(collection: &Collection, index: &larder_model::Index, dialect: Dialect) -> TableIndex {
+    let name = index_name(&collection.name, &index.name);
+    // What is absent or null comes first, as in the contract and as in SQLite.
+    let nulls = match dialect {
+        Dialect::Sqlite => "",
+        Dialect::Postgres => " NULLS FIRST",
+    };
+    let column = |field: &String| match *field == collection.key {
+        true => quote(field),
+        false => format!("{}{nulls}", quote(field)),
+    };
+    let mut columns: Vec<String> = index.fields.iter().map(column).collect();
+    if !index.fields.contains(&collection.key) {
+        columns.push(quote(&collection.key));
     }
-    let fields: Vec<String> = fields.into_iter().map(quote).collect();
-    let ddl = format!("CREATE INDEX {} ON {} ({})", quote(&name), quote(&collection.name), fields.join(", "));
+    let ddl = format!("CREATE INDEX {} ON {} ({})", quote(&name), quote(&collection.name), columns.join(", "));
     TableIndex { declared: index.name.clone(), name, ddl }
+}
+
+/// The name of an index in the database. A long one is cut here, so that it stays another than every other one.
+fn index_name(collection: &str, index: &str) -> String {
+    let name = format!("idx_{collection}_{index}");
+    if name.len() <= NAME_BYTES_MAX {
+        return name;
+    }
+    let mark = format!("_{:016x}", hash(name.bytes()));
+    let end = (0..=NAME_BYTES_MAX - mark.len()).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}{mark}", &name[..end])
+}
+
+/// FNV-1a.
+pub(crate) fn hash(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

@@ -1,4 +1,4 @@
-//! The strategy over SQLite, natively.
+//! The strategy over SQLite and PostgreSQL, natively. A body runs on both, unless it is about one of them.
 
 mod native;
 
@@ -11,26 +11,58 @@ use larder_model::{
     path::Path as FieldPath,
 };
 use serde_json::Value;
-use tempfile::TempDir;
 
 use crate::SqlStore;
-use native::Native;
+use native::{Native, Place};
 
 const NOW: &str = "2025-06-30T12:00:00.000000Z";
 const REPLY_BYTES_MAX: u32 = 1 << 20;
 
-/// A store, its database for others, and the folder that goes with them.
+/// Makes a test of each body for each place.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[test] fn $name() { super::$name(super::Place::Sqlite) })*
+        }
+        mod postgres {
+            $(#[test] fn $name() { super::$name(super::Place::Postgres) })*
+        }
+    };
+}
+
+on_both! {
+    every_value_survives_in_every_column,
+    an_entity_of_the_deepest_nesting_and_of_many_members_survives,
+    names_may_hold_any_character,
+    the_table_is_the_missions,
+    a_missing_table_reads_as_empty_and_is_made_by_the_first_write,
+    a_table_that_is_not_as_it_should_be_is_refused_and_never_altered,
+    a_table_that_was_made_by_hand_is_used_where_it_fits,
+    a_column_that_was_changed_by_hand_is_right,
+    what_cannot_be_read_is_corrupt_and_names_its_place,
+    writes_are_checked_stamped_and_all_or_nothing,
+    a_refused_reference_is_named,
+    one_entity_may_be_written_twice_where_the_writes_stand_alone,
+    load_says_what_it_did_with_each_entity,
+    a_query_answers_what_the_model_says_and_names_what_it_left,
+    pages_follow_the_key_in_either_direction,
+    an_index_is_used_where_it_is_named_and_said_where_it_is_not,
+    segments_of_a_scan_are_the_whole_once,
+    a_transaction_sees_its_own_writes_and_ends_as_it_is_told,
+    check_tells_what_there_is,
+    what_cannot_be_a_table_is_refused_when_the_store_is_opened,
+}
+
+/// A store, and its database for others.
 struct Fixture {
-    _directory: TempDir,
     sql: Native,
     store: SqlStore<Native>,
 }
 
-fn open(config: &str, collections: Vec<Collection>) -> Fixture {
-    let directory = TempDir::new().unwrap();
-    let sql = Native::open(&directory.path().join("test.db"));
+fn open(place: Place, config: &str, collections: Vec<Collection>) -> Fixture {
+    let sql = Native::new(place);
     let (store, _) = SqlStore::open_in(sql.clone(), config, collections).unwrap();
-    Fixture { _directory: directory, sql, store }
+    Fixture { sql, store }
 }
 
 impl Fixture {
@@ -223,10 +255,9 @@ fn assert_same(stored: &str, expected: &str, context: &str) {
     assert!(json::equal_objects(&stored_map, &expected_map), "{context}: {} is not {}", short(stored), short(expected));
 }
 
-#[test]
-fn every_value_survives_in_every_column() {
+fn every_value_survives_in_every_column(place: Place) {
     for config in ["{}", r#"{"constraints":"relaxed"}"#] {
-        let mut fixture = open(config, typed());
+        let mut fixture = open(place, config, typed());
         let names =
             TYPES.map(|(name, _)| name).into_iter().chain(["undeclared", "version", "$serde_json::private::Number"]);
         let mut bodies = vec![r#"{"id":"bare"}"#.to_owned()];
@@ -255,9 +286,8 @@ fn every_value_survives_in_every_column() {
     }
 }
 
-#[test]
-fn an_entity_of_the_deepest_nesting_and_of_many_members_survives() {
-    let mut fixture = open("{}", typed());
+fn an_entity_of_the_deepest_nesting_and_of_many_members_survives(place: Place) {
+    let mut fixture = open(place, "{}", typed());
     let members: Vec<String> = (0..2_000).map(|i| format!(r#""m{i}":{i}"#)).collect();
     let deep = format!("{}{}", r#"{"a":"#.repeat(62), "1".to_owned() + &"}".repeat(62));
     for body in [
@@ -272,8 +302,7 @@ fn an_entity_of_the_deepest_nesting_and_of_many_members_survives() {
     }
 }
 
-#[test]
-fn names_may_hold_any_character() {
+fn names_may_hold_any_character(place: Place) {
     let fields = [r#"with "quotes""#, "with.dot", "mit Ümläut", "'; DROP TABLE x; --", "select", "?1", "[a]", "`b`"];
     let mut definition = collection(
         r#"odd "name".with 'all' – 漢; --"#,
@@ -284,8 +313,9 @@ fn names_may_hold_any_character() {
         vec![Index { name: r#"an "index".of"#.to_owned(), fields: vec![fields[0].to_owned(), fields[4].to_owned()] }];
     definition.references = vec![Reference { field: fields[1].to_owned(), collection: definition.name.clone() }];
     let name = definition.name.clone();
-    let mut fixture = open("{}", vec![definition.clone()]);
-    assert_eq!(fixture.store.prepare(true, false).unwrap().len(), 2);
+    let mut fixture = open(place, "{}", vec![definition.clone()]);
+    // larder's own table, the table, its index and the one for what its columns do not hold.
+    assert_eq!(fixture.store.prepare(true, false).unwrap().len(), 4);
     let members: Vec<String> = fields.iter().map(|field| format!("{}:\"me\"", Value::from(*field))).collect();
     let body = format!(r#"{{"the \"key\"":"me",{}}}"#, members.join(","));
     fixture.put(&name, &body).unwrap();
@@ -300,25 +330,46 @@ fn names_may_hold_any_character() {
     assert_eq!(reopened.prepare(false, false).unwrap(), [""; 0]);
 }
 
-#[test]
-fn the_table_is_the_missions() {
-    let mut fixture = open("{}", family());
+fn the_table_is_the_missions(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let lines = fixture.store.prepare(true, false).unwrap();
+    // Texts compare by code point in both, and what is absent sorts first.
+    let (text, extra, nulls) = match place {
+        Place::Sqlite => ("", "TEXT", ""),
+        Place::Postgres => (" COLLATE \"C\"", "JSON", " NULLS FIRST"),
+    };
     assert_eq!(
         lines,
         [
-            "CREATE TABLE \"requests\" (\"request_id\" VARCHAR(255) PRIMARY KEY, \"tags\" TEXT, \"version\" BIGINT, \
-             \"larder_extra\" TEXT, \"larder_exact\" TEXT)",
-            "CREATE TABLE \"machines\" (\"machine_id\" VARCHAR(255) PRIMARY KEY, \"request_id\" VARCHAR(255) NOT NULL, \
-             \"status\" VARCHAR(8) NOT NULL, \"created_at\" TIMESTAMP DEFAULT CURRENT_TIMESTAMP, \"count\" INTEGER, \
-             \"version\" BIGINT, \"larder_extra\" TEXT, \"larder_exact\" TEXT, \
-             FOREIGN KEY (\"request_id\") REFERENCES \"requests\"(\"request_id\"))",
-            "CREATE INDEX \"idx_machines_status\" ON \"machines\" (\"status\", \"machine_id\")",
-            "CREATE INDEX \"idx_machines_request_id-created_at-index\" ON \"machines\" \
-             (\"request_id\", \"created_at\", \"machine_id\")",
+            format!(
+                "CREATE TABLE \"larder_schema\" (\"table_name\" VARCHAR(255){text} PRIMARY KEY, \
+                 \"schema_version\" INTEGER NOT NULL, \"columns\" TEXT NOT NULL)"
+            ),
+            format!(
+                "CREATE TABLE \"requests\" (\"request_id\" VARCHAR(255){text} PRIMARY KEY, \"tags\" TEXT{text}, \
+                 \"version\" BIGINT, \"larder_extra\" {extra}, \"larder_exact\" TEXT)"
+            ),
+            "CREATE INDEX \"idx_requests_larder_exact\" ON \"requests\" (\"request_id\") \
+             WHERE \"larder_exact\" IS NOT NULL"
+                .to_owned(),
+            format!(
+                "CREATE TABLE \"machines\" (\"machine_id\" VARCHAR(255){text} PRIMARY KEY, \
+                 \"request_id\" VARCHAR(255){text} NOT NULL, \"status\" VARCHAR(8){text} NOT NULL, \
+                 \"created_at\" TIMESTAMP DEFAULT CURRENT_TIMESTAMP, \"count\" INTEGER, \"version\" BIGINT, \
+                 \"larder_extra\" {extra}, \"larder_exact\" TEXT, \
+                 FOREIGN KEY (\"request_id\") REFERENCES \"requests\"(\"request_id\"))"
+            ),
+            format!("CREATE INDEX \"idx_machines_status\" ON \"machines\" (\"status\"{nulls}, \"machine_id\")"),
+            format!(
+                "CREATE INDEX \"idx_machines_request_id-created_at-index\" ON \"machines\" \
+                 (\"request_id\"{nulls}, \"created_at\"{nulls}, \"machine_id\")"
+            ),
+            "CREATE INDEX \"idx_machines_larder_exact\" ON \"machines\" (\"machine_id\") \
+             WHERE \"larder_exact\" IS NOT NULL"
+                .to_owned(),
         ]
     );
-    assert_eq!(fixture.sql.size().unwrap(), Some(0), "a dry run makes nothing");
+    assert_eq!(fixture.store.stored_collections().unwrap(), [""; 0], "a dry run makes nothing");
     assert_eq!(fixture.store.prepare(false, false).unwrap(), lines);
     assert_eq!(fixture.store.prepare(false, false).unwrap(), [""; 0]);
     let relaxed = fixture.reopen(r#"{"constraints":"relaxed"}"#, family()).prepare(true, false).unwrap_err();
@@ -326,9 +377,8 @@ fn the_table_is_the_missions() {
     assert!(relaxed.message.contains("`status` is NOT NULL") && relaxed.message.contains("refers to"), "{relaxed}");
 }
 
-#[test]
-fn a_missing_table_reads_as_empty_and_is_made_by_the_first_write() {
-    let mut fixture = open("{}", family());
+fn a_missing_table_reads_as_empty_and_is_made_by_the_first_write(place: Place) {
+    let mut fixture = open(place, "{}", family());
     assert_eq!(fixture.get("requests", "r1").unwrap(), None);
     assert!(fixture.store.find("requests", &everything()).unwrap().entities.is_empty());
     assert_eq!(fixture.store.count("requests", None).unwrap(), Some(0));
@@ -346,10 +396,9 @@ fn a_missing_table_reads_as_empty_and_is_made_by_the_first_write() {
     assert!(fixture.get("requests", "r1").unwrap().is_some());
 }
 
-#[test]
-fn a_table_that_is_not_as_it_should_be_is_refused_and_never_altered() {
+fn a_table_that_is_not_as_it_should_be_is_refused_and_never_altered(place: Place) {
     let ddl = "CREATE TABLE requests (request_id VARCHAR(255) PRIMARY KEY, tags INTEGER)";
-    let mut fixture = open("{}", family());
+    let mut fixture = open(place, "{}", family());
     fixture.by_hand(ddl);
     for error in [
         fixture.get("requests", "r1").unwrap_err(),
@@ -358,23 +407,29 @@ fn a_table_that_is_not_as_it_should_be_is_refused_and_never_altered() {
         fixture.store.prepare(true, false).unwrap_err(),
     ] {
         assert_eq!(error.kind, ErrorKind::Rejected);
-        for part in ["`tags` is INTEGER, not TEXT", "`version` BIGINT is missing", "`larder_extra` TEXT is missing"] {
+        let extra = if place == Place::Sqlite { "`larder_extra` TEXT" } else { "`larder_extra` JSON" };
+        for part in ["not TEXT", "`version` BIGINT is missing", &format!("{extra} is missing")] {
             assert!(error.message.contains(part), "{error}");
         }
     }
-    let rows = fixture.by_hand("SELECT sql FROM sqlite_master WHERE name = 'requests'");
-    assert_eq!(rows.cells, [SqlValue::Text(ddl.to_owned())]);
+    fixture.by_hand("INSERT INTO requests (request_id, tags) VALUES ('r1', 5)");
+    assert_eq!(fixture.by_hand("SELECT * FROM requests").columns, ["request_id", "tags"]);
     let check = json::parse(fixture.store.check().unwrap().as_bytes()).unwrap();
-    assert!(check["findings"].to_string().contains("`tags` is INTEGER"), "{check}");
+    assert!(check["findings"].to_string().to_lowercase().contains("`tags` is integer"), "{check}");
 }
 
-#[test]
-fn a_table_that_was_made_by_hand_is_used_where_it_fits() {
-    let mut fixture = open("{}", family());
-    fixture.by_hand(
-        "CREATE TABLE requests (note TEXT, request_id varchar(255) PRIMARY KEY, version INT8, tags TEXT, \
-         larder_exact TEXT, larder_extra TEXT)",
-    );
+fn a_table_that_was_made_by_hand_is_used_where_it_fits(place: Place) {
+    let mut fixture = open(place, "{}", family());
+    fixture.by_hand(match place {
+        Place::Sqlite => {
+            "CREATE TABLE requests (note TEXT, request_id varchar(255) PRIMARY KEY, version INT8, tags TEXT, \
+             larder_exact TEXT, larder_extra TEXT)"
+        }
+        Place::Postgres => {
+            "CREATE TABLE requests (note TEXT, request_id varchar(255) COLLATE \"C\" PRIMARY KEY, version INTEGER, \
+             tags TEXT, larder_exact TEXT, larder_extra JSON)"
+        }
+    });
     fixture.by_hand("INSERT INTO requests (request_id, tags, note) VALUES ('r1', '[1]', 'mine')");
     assert_eq!(fixture.get("requests", "r1").unwrap().unwrap(), r#"{"request_id":"r1","tags":[1]}"#);
     fixture.put("requests", r#"{"request_id":"r1","a":1}"#).unwrap();
@@ -389,24 +444,32 @@ fn stamped(members: &str, version: u64) -> String {
     format!(r#"{{{members},"version":{version}{created}}}"#)
 }
 
-#[test]
-fn a_column_that_was_changed_by_hand_is_right() {
-    let mut fixture = open("{}", typed());
-    let body = r#"{"id":"a","text":5,"integer":1.0,"number":1,"boolean":1,"timestamp":"2025","json":[1],"x":null}"#;
+fn a_column_that_was_changed_by_hand_is_right(place: Place) {
+    let mut fixture = open(place, "{}", typed());
+    let body = r#"{"id":"a","text":5,"integer":1.0,"number":1,"boolean":1,"timestamp":"2025-06-30T12:00:00Z","json":[1],"x":null}"#;
     fixture.load("typed", &[body.to_owned()], Existing::Fail);
     assert_same(&fixture.get("typed", "a").unwrap().unwrap(), body, "before");
+    let of_sqlite = [("integer = 'some text'", r#""integer":"some text""#), ("boolean = 7", r#""boolean":7"#)];
+    let of_postgres = [
+        ("timestamp = 'infinity'", r#""timestamp":"infinity""#),
+        ("timestamp = '0044-03-15 BC'", r#""timestamp":"0044-03-15 00:00:00 BC""#),
+        ("timestamp = '10000-01-01'", r#""timestamp":"10000-01-01 00:00:00""#),
+        ("timestamp = '2026-01-01 12:00:00.5'", r#""timestamp":"2026-01-01T12:00:00.500000Z""#),
+    ];
+    let own = if place == Place::Sqlite { &of_sqlite[..] } else { &of_postgres[..] };
     for (set, expected) in [
         ("text = 'changed'", r#""text":"changed""#),
         ("integer = 2", r#""integer":2"#),
         ("number = 2.5", r#""number":2.5"#),
-        ("boolean = 0", r#""boolean":false"#),
-        ("timestamp = '2026-01-01T00:00:00Z'", r#""timestamp":"2026-01-01T00:00:00Z""#),
+        ("boolean = (1 = 0)", r#""boolean":false"#),
+        ("timestamp = '2026-01-01T00:00:00.000000Z'", r#""timestamp":"2026-01-01T00:00:00.000000Z""#),
         ("json = 'no json'", r#""json":"no json""#),
         ("json = '{\"a\":1}'", r#""json":{"a":1}"#),
-        ("integer = 'some text'", r#""integer":"some text""#),
-        ("boolean = 7", r#""boolean":7"#),
         ("version = 9", r#""version":9"#),
-    ] {
+    ]
+    .iter()
+    .chain(own)
+    {
         fixture.by_hand(&format!("UPDATE typed SET {set}"));
         let stored = fixture.get("typed", "a").unwrap().unwrap();
         assert!(stored.contains(expected), "{set}: {stored}");
@@ -418,32 +481,39 @@ fn a_column_that_was_changed_by_hand_is_right() {
     assert_eq!(fixture.get("typed", "by hand").unwrap().unwrap(), r#"{"id":"by hand","text":"x"}"#);
 }
 
-#[test]
-fn what_cannot_be_read_is_corrupt_and_names_its_place() {
-    for (statement, place) in [
-        ("INSERT INTO typed (id, larder_extra) VALUES ('a', 'no json')", "`larder_extra` of `a`"),
+fn what_cannot_be_read_is_corrupt_and_names_its_place(place: Place) {
+    let of_both = [
         ("INSERT INTO typed (id, larder_extra) VALUES ('a', '[1]')", "`larder_extra` of `a`"),
         ("INSERT INTO typed (id, larder_exact, text) VALUES ('a', '{\"text\":1}', 'x')", "`larder_exact` of `a`"),
+        ("INSERT INTO typed (id, larder_exact) VALUES ('a', 'no json')", "`larder_exact` of `a`"),
+    ];
+    let of_sqlite = [
+        ("INSERT INTO typed (id, larder_extra) VALUES ('a', 'no json')", "`larder_extra` of `a`"),
         ("INSERT INTO typed (id, text) VALUES ('a', X'00ff')", "`text` of `a`"),
         ("INSERT INTO typed (id, text) VALUES ('a', CAST(X'41ff42' AS TEXT))", "`text` of `a`"),
         ("INSERT INTO typed (id, number) VALUES ('a', 9e999)", "`number` of `a`"),
         ("INSERT INTO typed (id) VALUES (NULL)", "key `id`"),
-    ] {
-        let mut fixture = open("{}", typed());
+    ];
+    let of_postgres = [
+        ("INSERT INTO typed (id, number) VALUES ('a', 'Infinity')", "`number` of `a`"),
+        ("INSERT INTO typed (id, number) VALUES ('a', 'NaN')", "`number` of `a`"),
+    ];
+    let own = if place == Place::Sqlite { &of_sqlite[..] } else { &of_postgres[..] };
+    for (statement, at) in of_both.iter().chain(own) {
+        let mut fixture = open(place, "{}", typed());
         fixture.store.prepare(false, false).unwrap();
         fixture.by_hand(statement);
         // By few rows at once, and by so many that they come packed.
         for max_bytes in [1000, 1 << 20] {
             let error = fixture.store.scan("typed", 0, 1, None, max_bytes).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Corrupt, "{statement}");
-            assert!(error.message.contains("`typed`") && error.message.contains(place), "{error}");
+            assert!(error.message.contains("`typed`") && error.message.contains(at), "{error}");
         }
     }
 }
 
-#[test]
-fn writes_are_checked_stamped_and_all_or_nothing() {
-    let mut fixture = open("{}", family());
+fn writes_are_checked_stamped_and_all_or_nothing(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let outcomes = fixture
         .store
         .apply(
@@ -499,9 +569,8 @@ fn writes_are_checked_stamped_and_all_or_nothing() {
     assert_eq!(fixture.store.apply(twice, true, NOW).unwrap_err().kind, ErrorKind::InvalidArgument);
 }
 
-#[test]
-fn a_refused_reference_is_named() {
-    let mut fixture = open("{}", family());
+fn a_refused_reference_is_named(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let machine = r#"{"machine_id":"m1","request_id":"r9","status":"NEW"}"#;
     let error = fixture.put("machines", machine).unwrap_err();
     assert_eq!(error.message, "machines `m1`: `request_id` refers to requests `r9`, which does not exist");
@@ -517,13 +586,12 @@ fn a_refused_reference_is_named() {
         error.message,
         "machines `m2`: machines.request_id is required, machines.status is longer than 8 characters"
     );
-    let mut relaxed = open(r#"{"constraints":"relaxed"}"#, family());
+    let mut relaxed = open(place, r#"{"constraints":"relaxed"}"#, family());
     relaxed.put("machines", r#"{"machine_id":"m2","status":"much too long","request_id":"nowhere"}"#).unwrap();
 }
 
-#[test]
-fn one_entity_may_be_written_twice_where_the_writes_stand_alone() {
-    let mut fixture = open("{}", family());
+fn one_entity_may_be_written_twice_where_the_writes_stand_alone(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let results = fixture.store.apply(
         vec![
             put("requests", r#"{"request_id":"a","n":1}"#, Expectation::Absent),
@@ -541,9 +609,8 @@ fn one_entity_may_be_written_twice_where_the_writes_stand_alone() {
     assert!(fixture.get("requests", "a").unwrap().unwrap().contains("\"n\":4"));
 }
 
-#[test]
-fn load_says_what_it_did_with_each_entity() {
-    let mut fixture = open("{}", family());
+fn load_says_what_it_did_with_each_entity(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let requests: Vec<String> = (0..1_000).map(|i| format!(r#"{{"request_id":"r{i}","n":{i}}}"#)).collect();
     let loaded = fixture.load("requests", &requests, Existing::Fail);
     assert_eq!((loaded.written, loaded.unchanged, loaded.refused.len()), (1_000, 0, 0));
@@ -596,9 +663,8 @@ fn all_pages(store: &mut SqlStore<Native>, collection: &str, query: Query) -> (V
     }
 }
 
-#[test]
-fn a_query_answers_what_the_model_says_and_names_what_it_left() {
-    let mut fixture = open("{}", typed());
+fn a_query_answers_what_the_model_says_and_names_what_it_left(place: Place) {
+    let mut fixture = open(place, "{}", typed());
     let mut bodies = Vec::new();
     for (i, value) in awkward_values().iter().filter(|value| value.len() < 1000).enumerate() {
         for (name, _) in TYPES {
@@ -608,20 +674,29 @@ fn a_query_answers_what_the_model_says_and_names_what_it_left() {
     bodies.push(r#"{"id":"bare"}"#.to_owned());
     assert_eq!(fixture.load("typed", &bodies, Existing::Fail).written, bodies.len() as u64);
     // Beside what was loaded, what only a hand puts there.
-    for (i, set) in [
-        "integer = 'some text'",
-        "integer = 2.5",
-        "boolean = 7",
-        "boolean = 'x'",
-        "timestamp = 20250630",
-        "timestamp = 5.5",
-        "number = 'text'",
-        "json = '5'",
-        "json = 'plain'",
-    ]
-    .iter()
-    .enumerate()
-    {
+    let by_hand = match place {
+        Place::Sqlite => &[
+            "integer = 'some text'",
+            "integer = 2.5",
+            "boolean = 7",
+            "boolean = 'x'",
+            "timestamp = 20250630",
+            "timestamp = 5.5",
+            "number = 'text'",
+            "json = '5'",
+            "json = 'plain'",
+        ][..],
+        Place::Postgres => &[
+            "timestamp = 'infinity'",
+            "timestamp = '-infinity'",
+            "timestamp = '0044-03-15 BC'",
+            "timestamp = '10000-01-01'",
+            "timestamp = '2025-06-30 12:00:00.25'",
+            "json = '5'",
+            "json = 'plain'",
+        ],
+    };
+    for (i, set) in by_hand.iter().enumerate() {
         fixture.by_hand(&format!("INSERT INTO typed (id) VALUES ('hand-{i}')"));
         fixture.by_hand(&format!("UPDATE typed SET {set} WHERE id = 'hand-{i}'"));
     }
@@ -635,16 +710,20 @@ fn a_query_answers_what_the_model_says_and_names_what_it_left() {
             break;
         }
     }
-    assert_eq!(stored.len(), bodies.len() + 9);
+    assert_eq!(stored.len(), bodies.len() + by_hand.len());
 
     let scalars: Vec<Value> = awkward_values()
         .iter()
         .filter(|value| value.len() < 100)
         .map(|value| json::parse(value.as_bytes()).unwrap())
         .filter(|value| !value.is_array() && !value.is_object())
+        .chain(
+            ["2025-06", "2025-06-30T12:00:00", "2025-06-30T12:00:00.000000Z", "infinity", "0044-03-15 00:00:00 BC"]
+                .map(Value::from),
+        )
         .collect();
     let operators = ["=", "!=", "<", "<=", ">", ">=", "begins-with", "contains", "in"];
-    let mut exactly = 0;
+    let (mut exactly, mut counted) = (0, 0);
     for (name, _) in TYPES {
         for op in operators {
             for scalar in &scalars {
@@ -668,17 +747,20 @@ fn a_query_answers_what_the_model_says_and_names_what_it_left() {
                 }
                 assert_eq!(ids, expected, "{tree}");
                 exactly += usize::from(is_exact);
+                // Not every page that is exact can be counted without a look at its rows.
                 let count = fixture.store.count("typed", Some(&filter)).unwrap();
-                assert_eq!(count, is_exact.then_some(expected.len() as u64), "count of {tree}");
+                assert!(count.is_none() || is_exact, "count of {tree}");
+                assert!(count.is_none_or(|count| count == expected.len() as u64), "count of {tree}");
+                counted += usize::from(count.is_some());
             }
         }
     }
-    assert!(exactly > 450, "{exactly} were pushed down");
+    let all = TYPES.len() * operators.len() * scalars.len();
+    assert!(exactly > 450 && counted > 450, "of {all}, {exactly} were pushed down and {counted} counted");
 }
 
-#[test]
-fn pages_follow_the_key_in_either_direction() {
-    let mut fixture = open("{}", family());
+fn pages_follow_the_key_in_either_direction(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let bodies: Vec<String> = (0..50).map(|i| format!(r#"{{"request_id":"r{i:02}"}}"#)).collect();
     fixture.load("requests", &bodies, Existing::Fail);
     let ids: Vec<String> = (0..50).map(|i| format!("r{i:02}")).collect();
@@ -704,20 +786,22 @@ fn pages_follow_the_key_in_either_direction() {
     assert_eq!((page.entities.len(), page.index_used.as_deref()), (10, Some("request_id")));
 }
 
-#[test]
-fn an_index_is_used_where_it_is_named_and_said_where_it_is_not() {
-    let mut fixture = open("{}", family());
+fn an_index_is_used_where_it_is_named_and_said_where_it_is_not(place: Place) {
+    let mut fixture = open(place, "{}", family());
     fixture.put("requests", r#"{"request_id":"r1"}"#).unwrap();
-    let machines: Vec<String> = (0..300)
+    let machines: Vec<String> = (0..3000)
         .map(|i| {
             format!(
                 r#"{{"machine_id":"m{i}","request_id":"r1","status":"{}"}}"#,
-                if i % 100 == 0 { "NEW" } else { "OLD" }
+                if i % 1000 == 0 { "NEW" } else { "OLD" }
             )
         })
         .collect();
     fixture.load("machines", &machines, Existing::Fail);
     let filter = |text: &str| Some(filter::parse_json(&json::parse(text.as_bytes()).unwrap()).unwrap());
+    let named = |name: &str, text: &str| Query { index: Some(name.to_owned()), filter: filter(text), ..everything() };
+    // PostgreSQL knows nothing of a table before it was analysed.
+    fixture.by_hand("ANALYZE machines");
     let new = Query { filter: filter(r#"{"status":"NEW"}"#), ..everything() };
     for index in [None, Some("status"), Some("idx_machines_status")] {
         let query = Query { index: index.map(str::to_owned), ..new.clone() };
@@ -725,10 +809,16 @@ fn an_index_is_used_where_it_is_named_and_said_where_it_is_not() {
         assert_eq!((page.entities.len(), page.index_used.as_deref()), (3, Some("status")), "{index:?}");
         assert!(page.unapplied.is_empty());
     }
-    let named = |name: &str, text: &str| Query { index: Some(name.to_owned()), filter: filter(text), ..everything() };
-    let both = r#"{"request_id":"r1","count":null}"#;
+    let unfit =
+        fixture.store.find("machines", &named("request_id-created_at-index", r#"{"status":"NEW"}"#)).unwrap_err();
+    assert_eq!(unfit.kind, ErrorKind::InvalidArgument, "{unfit}");
+    let both = r#"{"request_id":"r1","tags":null}"#;
     let page = fixture.store.find("machines", &named("request_id-created_at-index", both)).unwrap();
-    assert_eq!((page.index_used.as_deref(), page.unapplied), (Some("request_id-created_at-index"), vec![1]));
+    assert_eq!(page.unapplied, [1]);
+    if place == Place::Sqlite {
+        // PostgreSQL reads a small table as a whole, whatever it is told.
+        assert_eq!(page.index_used.as_deref(), Some("request_id-created_at-index"));
+    }
     let error = fixture.store.find("machines", &named("nothing", "{}")).unwrap_err();
     assert_eq!(error.message, "`machines` has no index `nothing`: it has `status`, `request_id-created_at-index`");
     fixture.by_hand("DROP INDEX idx_machines_status");
@@ -736,9 +826,8 @@ fn an_index_is_used_where_it_is_named_and_said_where_it_is_not() {
     assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
 }
 
-#[test]
-fn segments_of_a_scan_are_the_whole_once() {
-    let mut fixture = open("{}", family());
+fn segments_of_a_scan_are_the_whole_once(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let mut ids: Vec<String> =
         (0..2_000).map(|i| format!("request-{i}")).chain(["é", "𝄞x", "a"].map(str::to_owned)).collect();
     let bodies: Vec<String> = ids.iter().map(|id| format!(r#"{{"request_id":"{id}"}}"#)).collect();
@@ -765,9 +854,8 @@ fn segments_of_a_scan_are_the_whole_once() {
     assert_eq!(fixture.store.scan("requests", 2, 2, None, 1).unwrap_err().kind, ErrorKind::InvalidArgument);
 }
 
-#[test]
-fn a_transaction_sees_its_own_writes_and_ends_as_it_is_told() {
-    let mut fixture = open("{}", family());
+fn a_transaction_sees_its_own_writes_and_ends_as_it_is_told(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let ids = ["r1".to_owned()];
     for end in ["commit", "rollback", "drop"] {
         let store = &mut fixture.store;
@@ -810,32 +898,32 @@ fn a_transaction_sees_its_own_writes_and_ends_as_it_is_told() {
     assert_eq!(fixture.get("requests", "r1").unwrap(), None);
 }
 
-#[test]
-fn check_tells_what_there_is() {
-    let mut fixture = open("{}", family());
+fn check_tells_what_there_is(place: Place) {
+    let mut fixture = open(place, "{}", family());
     let check = |fixture: &mut Fixture| json::parse(fixture.store.check().unwrap().as_bytes()).unwrap();
     let before = check(&mut fixture);
-    assert_eq!(before["database"]["size_bytes"].as_u64(), Some(0));
+    assert!(place == Place::Postgres || before["database"]["size_bytes"].as_u64() == Some(0));
     fixture.put("requests", r#"{"request_id":"r1"}"#).unwrap();
     fixture.by_hand("DROP INDEX idx_machines_status");
     let after = check(&mut fixture);
     for key in ["reachable", "readable", "writable"] {
         assert_eq!(after[key], true, "{after}");
     }
-    assert!(after["database"]["version"].as_str().unwrap().starts_with("SQLite 3."));
+    let version = if place == Place::Sqlite { "SQLite 3." } else { "PostgreSQL 1" };
+    assert!(after["database"]["version"].as_str().unwrap().starts_with(version), "{after}");
     assert!(after["database"]["size_bytes"].as_u64() > Some(0));
     assert_eq!(after["tables"][0]["collection"], "requests");
     assert_eq!(after["tables"][0]["rows"].as_u64(), Some(1));
     assert!(after["findings"].to_string().contains("the index `status` of `machines` is missing"), "{after}");
 }
 
-#[test]
-fn what_cannot_be_a_table_is_refused_when_the_store_is_opened() {
+fn what_cannot_be_a_table_is_refused_when_the_store_is_opened(place: Place) {
     let named = |name: &str| vec![collection(name, "id", Vec::new())];
     let with =
         |names: &[&str]| vec![collection("c", "id", names.iter().map(|name| field(name, FieldType::Text)).collect())];
     for collections in [
         named("sqlite_x"),
+        named("larder_schema"),
         named(""),
         named("a\0"),
         [named("a"), named("A")].concat(),
@@ -846,14 +934,12 @@ fn what_cannot_be_a_table_is_refused_when_the_store_is_opened() {
         with(&[""]),
         with(&["a\0"]),
     ] {
-        let directory = TempDir::new().unwrap();
-        let sql = Native::open(&directory.path().join("test.db"));
+        let sql = Native::new(place);
         let error = SqlStore::open_in(sql, "{}", collections).err().unwrap();
         assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
     }
-    let directory = TempDir::new().unwrap();
     for config in [r#"{"constraint":"strict"}"#, r#"{"constraints":"lax"}"#, "[]", ""] {
-        let sql = Native::open(&directory.path().join("test.db"));
+        let sql = Native::new(place);
         assert_eq!(SqlStore::open_in(sql, config, typed()).err().unwrap().kind, ErrorKind::InvalidArgument);
     }
 }
@@ -861,8 +947,18 @@ fn what_cannot_be_a_table_is_refused_when_the_store_is_opened() {
 /// `cargo test --release -p larder-plugin-sql -- --ignored --nocapture entities_per_second`
 #[test]
 #[ignore = "a measurement"]
-fn entities_per_second() {
-    let mut fixture = open("{}", family());
+fn entities_per_second_of_sqlite() {
+    measure(Place::Sqlite);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn entities_per_second_of_postgres() {
+    measure(Place::Postgres);
+}
+
+fn measure(place: Place) {
+    let mut fixture = open(place, "{}", family());
     fixture.put("requests", r#"{"request_id":"r1"}"#).unwrap();
     const COUNT: usize = 100_000;
     let machines: Vec<Entity> = (0..COUNT)

@@ -1,18 +1,28 @@
 //! Changes inside one transaction: looked up, checked and stamped one by one, sent many rows at a time.
 //!
-//! A statement that breaks a constraint is undone alone, which is how SQLite works inside a transaction; PostgreSQL needs
-//! a savepoint around each. What a broken statement of many rows was about is found by sending its rows one by one.
+//! What was looked up stays as it is until the end: a transaction of SQLite that writes has the database for itself, and
+//! on PostgreSQL the rows are locked, in the order of their keys, so that two writers do not wait for each other in a
+//! circle. What was not there cannot be locked, so it is inserted and never written over: if somebody else was faster,
+//! that is a conflict, and all of it is done once more.
+//!
+//! A statement that breaks a constraint ends a transaction of PostgreSQL, unless it was an attempt, which costs two more
+//! questions. So the first try does without; where a rule was broken, all is rolled back and done again *carefully*: with
+//! attempts, and what a broken statement of many rows was about is found by sending its rows one by one. SQLite undoes
+//! such a statement alone in any case, and is careful from the start.
 
 use std::collections::{HashMap, HashSet};
 
-use larder_guest::SqlValue;
-use larder_model::{Entity, Error, ErrorKind, Existing, Loaded, Outcome, Result, Write, entity, json, rules};
+use larder_guest::{Dialect, SqlValue};
+use larder_model::{
+    Entity, Error, ErrorKind, Existing, Expectation, Loaded, Outcome, Result, Retry, Write, entity, json, rules,
+};
 use serde_json::{Map, Value};
 
 use crate::{
-    catalog::{REPLY_BYTES_MAX, Run},
+    copy,
+    database::{Database, REPLY_BYTES_MAX, quote},
     row,
-    schema::{Table, insert_rows_max, quote},
+    schema::{EXACT, EXTRA, Table, insert_rows_max},
     store::ENTITY_BYTES_MAX,
 };
 
@@ -22,8 +32,34 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Ids that are looked up with one statement, largest first: few numbers, so that few statements have to be prepared.
 const LOOKUP_IDS: [usize; 3] = [512, 32, 1];
 
+/// What keeps others from changing the rows that are read. A transaction of SQLite that writes needs none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lock {
+    None,
+    /// Others may not change the rows; they may refer to them.
+    Change,
+    /// Nor may they refer to them, because they may go.
+    Removal,
+}
+
+impl Lock {
+    /// What a SELECT by keys ends with.
+    fn text(self, table: &Table) -> String {
+        match (table.dialect, self) {
+            (Dialect::Sqlite, _) | (_, Lock::None) => String::new(),
+            (Dialect::Postgres, Lock::Change) => format!(" ORDER BY {} FOR NO KEY UPDATE", table.key),
+            (Dialect::Postgres, Lock::Removal) => format!(" ORDER BY {} FOR UPDATE", table.key),
+        }
+    }
+}
+
 /// The stored entities of these ids. One that is not stored is not there.
-pub(crate) fn stored(table: &Table, run: Run, ids: &[&str], for_update: bool) -> Result<HashMap<String, Entity>> {
+pub(crate) fn stored(
+    table: &Table,
+    database: &dyn Database,
+    ids: &[&str],
+    lock: Lock,
+) -> Result<HashMap<String, Entity>> {
     let mut found = HashMap::with_capacity(ids.len());
     let mut rest = ids;
     while !rest.is_empty() {
@@ -31,7 +67,7 @@ pub(crate) fn stored(table: &Table, run: Run, ids: &[&str], for_update: bool) ->
         let (chunk, after) = rest.split_at(size);
         let mut wanted = chunk.to_vec();
         loop {
-            let rows = lookup(table, run, &table.select, &wanted, size, for_update)?;
+            let rows = lookup(table, database, &table.select, &wanted, size, lock)?;
             for row in rows.cells.chunks(table.width()) {
                 let entity = row::entity(table, row)?;
                 found.insert(entity.id.clone(), entity);
@@ -54,29 +90,27 @@ fn lookup_size(ids: usize) -> usize {
 /// Rows of these ids. Always `size` parameters: the last id stands again for those that are missing.
 fn lookup(
     table: &Table,
-    run: Run,
+    database: &dyn Database,
     select: &str,
     ids: &[&str],
     size: usize,
-    for_update: bool,
+    lock: Lock,
 ) -> Result<larder_guest::Rows> {
     let mut statement = table.statement(format!("SELECT {select} FROM {} WHERE {} IN ", table.name, table.key));
     let last = ids.last().copied().unwrap_or_default();
     statement.list((0..size).map(|i| SqlValue::Text(ids.get(i).copied().unwrap_or(last).to_owned())));
-    if for_update {
-        statement.text(table.for_update());
-    }
-    run(&statement.text, statement.params, REPLY_BYTES_MAX)
+    statement.text(&lock.text(table));
+    statement.run(database, REPLY_BYTES_MAX)
 }
 
 /// Those of the ids that are stored.
-fn stored_ids(table: &Table, run: Run, ids: &[&str]) -> Result<HashSet<String>> {
+fn stored_ids(table: &Table, database: &dyn Database, ids: &[&str]) -> Result<HashSet<String>> {
     let mut found = HashSet::new();
     let mut rest = ids;
     while !rest.is_empty() {
         let (chunk, after) = rest.split_at(lookup_size(rest.len()));
         // An id is at most 1,020 bytes, so no reply is cut.
-        let rows = lookup(table, run, &table.key, chunk, chunk.len(), false)?;
+        let rows = lookup(table, database, &table.key, chunk, chunk.len(), Lock::None)?;
         found.extend(rows.cells.into_iter().filter_map(|cell| match cell {
             SqlValue::Text(id) => Some(id),
             _ => None,
@@ -86,55 +120,85 @@ fn stored_ids(table: &Table, run: Run, ids: &[&str]) -> Result<HashSet<String>> 
     Ok(found)
 }
 
+/// How rows are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Under keys that are not stored.
+    Insert,
+    /// The same, in the form of a COPY.
+    Copy,
+    /// In place of what is stored.
+    Replace,
+}
+
 /// Rows that wait to be sent to one table.
 struct Batch<'a> {
     table: &'a Table,
-    /// Replaces what is stored under the same key.
-    replace: bool,
+    way: Way,
+    careful: bool,
     cells: Vec<SqlValue>,
+    /// The rows of a COPY.
+    lines: Vec<u8>,
     /// What the caller calls each row.
     labels: Vec<usize>,
     bytes: usize,
 }
 
 impl<'a> Batch<'a> {
-    fn new(table: &'a Table, replace: bool) -> Self {
-        Batch { table, replace, cells: Vec::new(), labels: Vec::new(), bytes: 0 }
+    fn new(table: &'a Table, way: Way, careful: bool) -> Self {
+        Batch { table, way, careful, cells: Vec::new(), lines: Vec::new(), labels: Vec::new(), bytes: 0 }
     }
 
     fn push(&mut self, label: usize, entity: Map<String, Value>, bytes: usize) {
         row::cells(self.table, entity, &mut self.cells);
+        if self.way == Way::Copy {
+            copy::line(&self.cells, &mut self.lines);
+            self.cells.clear();
+        }
         self.labels.push(label);
         self.bytes += bytes;
     }
 
     fn is_full(&self) -> bool {
-        self.labels.len() >= insert_rows_max() || self.bytes >= BATCH_BYTES_MAX
+        self.bytes >= BATCH_BYTES_MAX || self.way != Way::Copy && self.labels.len() >= insert_rows_max()
     }
 
-    /// Sends all rows. Those that break a rule of the database are not stored, and are answered with it; any other error
-    /// is of the whole. `again` gives a row's entity once more: a copy of each row, for the case that a statement fails,
-    /// would cost more than all else here.
+    /// Sends all rows. Carefully, those that break a rule of the database are not stored, and are answered with it;
+    /// any other error is of the whole. `again` gives a row's entity once more: a copy of each row, for the case that a
+    /// statement fails, would cost more than all else here.
     fn send(
         &mut self,
         tables: &[Table],
-        run: Run,
+        database: &dyn Database,
         again: &dyn Fn(usize) -> Result<Map<String, Value>>,
     ) -> Result<Vec<(usize, Error)>> {
         let mut refused = Vec::new();
         let labels = std::mem::take(&mut self.labels);
         let mut labels = labels.as_slice();
         let mut cells = std::mem::take(&mut self.cells);
+        let lines = std::mem::take(&mut self.lines);
         self.bytes = 0;
+        if self.way == Way::Copy {
+            if !labels.is_empty() {
+                let columns = self.table.columns.iter().map(|column| column.name.as_str());
+                let columns: Vec<&str> = columns.chain([EXTRA, EXACT]).collect();
+                database.copy_in(&self.table.collection.name, &columns, &lines)?;
+            }
+            return Ok(refused);
+        }
         while !labels.is_empty() {
-            let (rows, text) = self.table.insert(labels.len(), self.replace);
+            let (rows, text) = self.table.insert(labels.len(), self.way == Way::Replace);
             let after = cells.split_off(rows * self.table.width());
-            match run(text, cells, 0) {
-                Ok(_) => {}
-                Err(error) if breaks_a_rule(&error) => {
-                    refused.extend(self.send_singly(tables, run, &labels[..rows], again)?);
+            if !self.careful {
+                database.query(text, cells, 0)?;
+            } else {
+                match database.attempt(text, cells, 0) {
+                    Ok(_) => {}
+                    Err(error) if breaks_a_rule(&error) => {
+                        refused.extend(self.send_singly(tables, database, &labels[..rows], again)?);
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
             }
             cells = after;
             labels = &labels[rows..];
@@ -146,11 +210,16 @@ impl<'a> Batch<'a> {
     fn send_singly(
         &self,
         tables: &[Table],
-        run: Run,
+        database: &dyn Database,
         labels: &[usize],
         again: &dyn Fn(usize) -> Result<Map<String, Value>>,
     ) -> Result<Vec<(usize, Error)>> {
-        let (_, text) = self.table.insert(1, self.replace);
+        let (_, text) = self.table.insert(1, self.way == Way::Replace);
+        let text = match self.way {
+            Way::Replace => text.to_owned(),
+            // Tells whoever was faster from another rule that the row breaks.
+            _ => format!("{text} ON CONFLICT ({}) DO NOTHING", self.table.key),
+        };
         let mut waiting = Vec::with_capacity(labels.len());
         for &label in labels {
             let mut cells = Vec::with_capacity(self.table.width());
@@ -161,7 +230,8 @@ impl<'a> Batch<'a> {
             let count = waiting.len();
             let mut refused = Vec::new();
             for (label, cells) in waiting {
-                match run(text, cells.clone(), 0) {
+                match database.attempt(&text, cells.clone(), 0) {
+                    Ok(rows) if rows.affected == 0 => return Err(conflict(self.table, &cells).at_write(label)),
                     Ok(_) => {}
                     Err(error) if breaks_a_rule(&error) => refused.push((label, cells, error)),
                     Err(error) => return Err(error),
@@ -169,7 +239,7 @@ impl<'a> Batch<'a> {
             }
             if refused.len() == count || refused.is_empty() {
                 let explained = refused.into_iter().map(|(label, cells, error)| {
-                    explain(self.table, tables, run, &cells, error).map(|error| (label, error))
+                    explain(self.table, tables, database, &cells, error).map(|error| (label, error))
                 });
                 return explained.collect();
             }
@@ -178,22 +248,37 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn breaks_a_rule(error: &Error) -> bool {
+/// The error about a row that was not there, and is.
+fn conflict(table: &Table, row: &[SqlValue]) -> Error {
+    let message = format!("{} `{}`: was written by somebody else meanwhile", table.collection.name, id_of(row));
+    Error { retry: Retry::Safe, ..Error::new(ErrorKind::VersionConflict, message) }
+}
+
+/// Whether the same writes may succeed in another transaction.
+pub(crate) fn is_conflict(error: &Error) -> bool {
+    error.kind == ErrorKind::VersionConflict && error.retry == Retry::Safe
+}
+
+fn id_of(row: &[SqlValue]) -> &str {
+    match &row[0] {
+        SqlValue::Text(id) => id,
+        _ => "",
+    }
+}
+
+pub(crate) fn breaks_a_rule(error: &Error) -> bool {
     matches!(error.kind, ErrorKind::Rejected | ErrorKind::AlreadyExists)
 }
 
 /// The error of one row in words of the collection: the database does not say which reference points nowhere.
-fn explain(table: &Table, tables: &[Table], run: Run, row: &[SqlValue], error: Error) -> Result<Error> {
-    let id = match &row[0] {
-        SqlValue::Text(id) => id.as_str(),
-        _ => "",
-    };
+fn explain(table: &Table, tables: &[Table], database: &dyn Database, row: &[SqlValue], error: Error) -> Result<Error> {
+    let id = id_of(row);
     let name = &table.collection.name;
     if error.kind == ErrorKind::Rejected {
         for (field, target) in &table.references {
             let (Some(position), Some(target)) = (table.position(field), find(tables, target)) else { continue };
             let SqlValue::Text(value) = &row[position] else { continue };
-            if stored_ids(target, run, &[value])?.is_empty() {
+            if stored_ids(target, database, &[value])?.is_empty() {
                 let message = format!(
                     "{name} `{id}`: `{field}` refers to {} `{value}`, which does not exist",
                     target.collection.name
@@ -206,14 +291,14 @@ fn explain(table: &Table, tables: &[Table], run: Run, row: &[SqlValue], error: E
 }
 
 /// Why an entity cannot be removed: who refers to it.
-fn explain_removal(table: &Table, tables: &[Table], run: Run, id: &str, error: Error) -> Result<Error> {
+fn explain_removal(table: &Table, tables: &[Table], database: &dyn Database, id: &str, error: Error) -> Result<Error> {
     let name = &table.collection.name;
     if error.kind == ErrorKind::Rejected {
         for other in tables {
             for (field, _) in other.references.iter().filter(|(_, target)| target == name) {
                 let mut statement = other.statement(format!("SELECT {} FROM {} WHERE ", other.key, other.name));
                 statement.text(&quote(field)).text(" = ").param(SqlValue::Text(id.to_owned())).text(" LIMIT 1");
-                let rows = run(&statement.text, statement.params, REPLY_BYTES_MAX);
+                let rows = database.attempt(&statement.text, statement.params, REPLY_BYTES_MAX);
                 // A table that refers to this one need not exist yet.
                 if let Some(SqlValue::Text(other_id)) = rows.ok().and_then(|rows| rows.cells.into_iter().next()) {
                     let other = &other.collection.name;
@@ -260,9 +345,13 @@ fn check_rules(table: &Table, strict: bool, id: &str, entity: &Map<String, Value
 /// The writes of an `apply`. Their tables are there.
 pub(crate) struct Apply<'a> {
     pub(crate) tables: &'a [Table],
-    pub(crate) run: Run<'a>,
+    pub(crate) database: &'a dyn Database,
     pub(crate) strict: bool,
     pub(crate) now: &'a str,
+    /// See above: an error that breaks a rule, without the write that it is of, asks for care.
+    pub(crate) careful: bool,
+    /// Somebody else's transaction, which cannot be begun again here.
+    pub(crate) is_lasting: bool,
 }
 
 /// A table's position, and the id in it.
@@ -277,7 +366,10 @@ type Waiter = (usize, Target, Option<Map<String, Value>>);
 /// What was put and is not sent yet.
 #[derive(Default)]
 struct Waiting<'a> {
-    batch: Option<Batch<'a>>,
+    table: Option<&'a Table>,
+    /// Sent first, because the others may refer to them.
+    fresh: Option<Batch<'a>>,
+    replaced: Option<Batch<'a>>,
     /// By write.
     puts: Vec<Waiter>,
     targets: HashSet<Target>,
@@ -285,11 +377,11 @@ struct Waiting<'a> {
 
 impl Apply<'_> {
     /// Carries the writes out, in order. Atomic: the first error ends it, and names its write; the caller rolls back.
-    pub(crate) fn apply(&self, writes: Vec<Write>, atomic: bool) -> Result<Vec<Result<Outcome>>> {
+    pub(crate) fn apply(&self, writes: &[Write], atomic: bool) -> Result<Vec<Result<Outcome>>> {
         if atomic {
-            entity::check_distinct(&writes)?;
+            entity::check_distinct(writes)?;
         }
-        let mut states = self.states(&writes)?;
+        let mut states = self.states(writes)?;
         let mut results: Vec<Result<Outcome>> = Vec::with_capacity(writes.len());
         let mut waiting = Waiting::default();
         for (i, write) in writes.iter().enumerate() {
@@ -305,15 +397,20 @@ impl Apply<'_> {
             };
             let table = &self.tables[position];
             let target = (position, id.to_owned());
-            let is_other =
-                waiting.batch.as_ref().is_some_and(|batch| batch.is_full() || batch.table.name != table.name);
+            let is_other = waiting.table.is_some_and(|waiting| waiting.name != table.name)
+                || [&waiting.fresh, &waiting.replaced].into_iter().flatten().any(Batch::is_full);
             if is_other || waiting.targets.contains(&target) || matches!(write, Write::Remove(_)) {
-                self.send(&mut waiting, &mut states, &mut results, atomic)?;
+                self.send(&mut waiting, writes, &mut states, &mut results, atomic)?;
             }
             let state = states.get(&target);
             let result = match write {
                 Write::Put(put) => self.stamped(table, put, state).map(|(entity, outcome)| {
-                    let batch = waiting.batch.get_or_insert_with(|| Batch::new(table, true));
+                    waiting.table = Some(table);
+                    let (batch, way) = match outcome.existed {
+                        true => (&mut waiting.replaced, Way::Replace),
+                        false => (&mut waiting.fresh, Way::Insert),
+                    };
+                    let batch = batch.get_or_insert_with(|| Batch::new(table, way, self.careful));
                     batch.push(i, entity.clone(), put.body.len());
                     waiting.targets.insert(target.clone());
                     let before = states.insert(target.clone(), entity);
@@ -325,11 +422,15 @@ impl Apply<'_> {
                 }),
             };
             match result {
+                // One of the statement: who has to be careful needs to tell it from what was looked at here.
+                Err(error) if !self.careful && matches!(write, Write::Remove(_)) && is_broken_statement(&error) => {
+                    return Err(error);
+                }
                 Err(error) if atomic || !is_of_one_write(&error) => return Err(error.at_write(i)),
                 result => results.push(result),
             }
         }
-        self.send(&mut waiting, &mut states, &mut results, atomic)?;
+        self.send(&mut waiting, writes, &mut states, &mut results, atomic)?;
         Ok(results)
     }
 
@@ -345,7 +446,11 @@ impl Apply<'_> {
                 .collect();
             ids.sort_unstable();
             ids.dedup();
-            for (id, entity) in stored(table, self.run, &ids, false)? {
+            let removes = writes
+                .iter()
+                .any(|write| matches!(write, Write::Remove(removal) if removal.collection == table.collection.name));
+            let lock = if removes { Lock::Removal } else { Lock::Change };
+            for (id, entity) in stored(table, self.database, &ids, lock)? {
                 states.insert((position, id), row::members(table, &entity)?);
             }
         }
@@ -355,27 +460,39 @@ impl Apply<'_> {
     fn send(
         &self,
         waiting: &mut Waiting,
+        writes: &[Write],
         states: &mut States,
         results: &mut [Result<Outcome>],
         atomic: bool,
     ) -> Result<()> {
-        let Waiting { batch: Some(mut batch), mut puts, .. } = std::mem::take(waiting) else { return Ok(()) };
+        let Waiting { fresh, replaced, mut puts, .. } = std::mem::take(waiting);
         let put = |puts: &[Waiter], i| puts.binary_search_by_key(&i, |(write, ..)| *write).ok();
-        let refused = batch.send(self.tables, self.run, &|i| {
-            let entity = put(&puts, i).and_then(|put| states.get(&puts[put].1)).cloned();
-            Ok(entity.expect("what waits is in the states"))
-        })?;
-        for (i, error) in refused {
-            if atomic {
-                return Err(error.at_write(i));
-            }
-            let position = put(&puts, i).expect("it was sent");
-            let (_, target, before) = &mut puts[position];
-            match before.take() {
-                Some(before) => states.insert(target.clone(), before),
-                None => states.remove(target),
+        for mut batch in [fresh, replaced].into_iter().flatten() {
+            let again = |i| {
+                let entity = put(&puts, i).and_then(|put| states.get(&puts[put].1)).cloned();
+                Ok(entity.expect("what waits is in the states"))
             };
-            results[i] = Err(error);
+            let refused = batch.send(self.tables, self.database, &again).map_err(|error| match error.write_index {
+                // Whoever began the transaction has to begin it again, unless this is what was asked about.
+                Some(i) if self.is_lasting && writes[i as usize].expect() == Expectation::Absent => {
+                    let (collection, id) = writes[i as usize].target();
+                    Error::new(ErrorKind::AlreadyExists, format!("{collection} `{id}`: already exists"))
+                        .at_write(i as usize)
+                }
+                _ => error,
+            })?;
+            for (i, error) in refused {
+                if atomic {
+                    return Err(error.at_write(i));
+                }
+                let position = put(&puts, i).expect("it was sent");
+                let (_, target, before) = &mut puts[position];
+                match before.take() {
+                    Some(before) => states.insert(target.clone(), before),
+                    None => states.remove(target),
+                };
+                results[i] = Err(error);
+            }
         }
         Ok(())
     }
@@ -410,10 +527,14 @@ impl Apply<'_> {
         if outcome.existed {
             let mut statement = table.statement(format!("DELETE FROM {} WHERE {} = ", table.name, table.key));
             statement.param(SqlValue::Text(id.clone()));
-            match (self.run)(&statement.text, statement.params, 0) {
+            if !self.careful {
+                statement.run(self.database, 0)?;
+                return Ok(outcome);
+            }
+            match self.database.attempt(&statement.text, statement.params, 0) {
                 Ok(_) => {}
                 Err(error) if breaks_a_rule(&error) => {
-                    return Err(explain_removal(table, self.tables, self.run, id, error)?);
+                    return Err(explain_removal(table, self.tables, self.database, id, error)?);
                 }
                 Err(error) => return Err(error),
             }
@@ -422,16 +543,22 @@ impl Apply<'_> {
     }
 }
 
+/// Whether a statement was refused for a rule, rather than an expectation not met.
+fn is_broken_statement(error: &Error) -> bool {
+    error.kind == ErrorKind::Rejected
+}
+
 /// Whether the other writes of a call can go on after this error.
 fn is_of_one_write(error: &Error) -> bool {
-    matches!(
-        error.kind,
-        ErrorKind::NotFound
-            | ErrorKind::AlreadyExists
-            | ErrorKind::VersionConflict
-            | ErrorKind::Rejected
-            | ErrorKind::InvalidArgument
-    )
+    !is_conflict(error)
+        && matches!(
+            error.kind,
+            ErrorKind::NotFound
+                | ErrorKind::AlreadyExists
+                | ErrorKind::VersionConflict
+                | ErrorKind::Rejected
+                | ErrorKind::InvalidArgument
+        )
 }
 
 /// The members of each entity, or why it is refused. Before the transaction, so that another call can write meanwhile.
@@ -445,26 +572,29 @@ pub(crate) fn parse(table: &Table, strict: bool, entities: &[Entity]) -> Vec<Res
     entities.iter().map(parse).collect()
 }
 
-/// Loads entities as they are.
+/// Loads entities as they are. An error that breaks a rule asks for care, as one of [`Apply`] does.
 pub(crate) fn load(
     table: &Table,
     tables: &[Table],
-    run: Run,
+    database: &dyn Database,
     entities: &[Entity],
-    parsed: Vec<Result<Map<String, Value>>>,
     existing: Existing,
+    parsed: Vec<Result<Map<String, Value>>>,
+    careful: bool,
 ) -> Result<Loaded> {
     let mut loaded = Loaded::default();
-    let is_empty = run(&format!("SELECT 1 FROM {} LIMIT 1", table.name), Vec::new(), 64)?.cells.is_empty();
+    let is_empty = database.query(&format!("SELECT 1 FROM {} LIMIT 1", table.name), Vec::new(), 64)?.cells.is_empty();
     let ids: Vec<&str> = entities.iter().map(|entity| entity.id.as_str()).collect();
-    let known = if is_empty { HashSet::new() } else { stored_ids(table, run, &ids)? };
+    let known = if is_empty { HashSet::new() } else { stored_ids(table, database, &ids)? };
+    let lock = if existing == Existing::Overwrite { Lock::Change } else { Lock::None };
     let mut compared: HashMap<String, Entity> = HashMap::new();
     let mut sent: HashSet<&str> = HashSet::with_capacity(ids.len());
-    let (mut fresh, mut replaced) = (Batch::new(table, false), Batch::new(table, true));
+    let way = if careful { Way::Insert } else { Way::Copy };
+    let (mut fresh, mut replaced) = (Batch::new(table, way, careful), Batch::new(table, Way::Replace, careful));
     let send = |batch: &mut Batch, loaded: &mut Loaded| -> Result<()> {
         let count = batch.labels.len() as u64;
         let again = |i: usize| entity::parse(&table.collection, None, &entities[i].body);
-        let refused = batch.send(tables, run, &again)?;
+        let refused = batch.send(tables, database, &again)?;
         loaded.written += count - refused.len() as u64;
         loaded.refused.extend(refused.into_iter().map(|(i, error)| (i as u32, error)));
         Ok(())
@@ -489,7 +619,7 @@ pub(crate) fn load(
             let next = entities[i..].iter().map(|entity| entity.id.as_str());
             let next: Vec<&str> =
                 next.filter(|id| *id == entity.id || known.contains(*id)).take(LOOKUP_IDS[1]).collect();
-            compared = stored(table, run, &next, false)?;
+            compared = stored(table, database, &next, lock)?;
         }
         let bytes = entity.body.len();
         match compared.get(&entity.id).map(|stored| row::members(table, stored)).transpose()? {

@@ -1,0 +1,186 @@
+//! SQLite: a file in a folder of its own.
+
+use std::{cell::RefCell, fs, sync::Arc};
+
+use futures_util::StreamExt;
+use larder_guest::{Connections, Dialect, Rows, Sql, SqlTransaction, SqlValue};
+use larder_model::{Error, ErrorKind, Isolation, Result};
+use sqlx::{
+    Arguments, AssertSqlSafe, Column, Decode, Either, Executor, Row, Sqlite, SqliteConnection, SqlitePool, TypeInfo,
+    ValueRef,
+    sqlite::{SqliteArguments, SqliteConnectOptions, SqlitePoolOptions},
+};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+const FILE: &str = "test.db";
+
+#[derive(Clone)]
+pub(crate) struct Native {
+    directory: Arc<TempDir>,
+    pool: SqlitePool,
+    runtime: Arc<Runtime>,
+}
+
+impl Native {
+    pub(super) fn new() -> Native {
+        let directory = Arc::new(TempDir::new().unwrap());
+        let path = directory.path().join(FILE);
+        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).foreign_keys(true);
+        let runtime = Arc::new(Runtime::new().unwrap());
+        let pool = runtime.block_on(async { SqlitePoolOptions::new().max_connections(4).connect_lazy_with(options) });
+        Native { directory, pool, runtime }
+    }
+}
+
+impl Sql for Native {
+    type Transaction = NativeTransaction;
+
+    fn dialect(&self) -> Dialect {
+        Dialect::Sqlite
+    }
+
+    fn size(&self) -> Result<Option<u64>> {
+        Ok(Some(fs::metadata(self.directory.path().join(FILE)).map_or(0, |metadata| metadata.len())))
+    }
+
+    fn free_space(&self) -> Result<Option<u64>> {
+        Ok(Some(1 << 30))
+    }
+
+    fn connections(&self) -> Connections {
+        Connections::default()
+    }
+
+    fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        self.runtime.block_on(async {
+            let mut connection = self.pool.acquire().await.unwrap();
+            let rows = run(&mut connection, text, params, max_bytes).await;
+            connection.return_to_pool().await;
+            rows
+        })
+    }
+
+    fn begin(&self, _isolation: Option<Isolation>, read_only: bool) -> Result<NativeTransaction> {
+        let begin = if read_only { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" };
+        let begun = self.runtime.block_on(async {
+            if !read_only {
+                self.pool.execute("PRAGMA journal_mode = WAL").await?;
+            }
+            self.pool.begin_with(begin).await
+        });
+        let inner = begun.map_err(translate)?;
+        Ok(NativeTransaction { inner: RefCell::new(Some(inner)), runtime: Arc::clone(&self.runtime) })
+    }
+
+    /// Here every transaction is durable when it ends.
+    fn begin_bulk(&self) -> Result<NativeTransaction> {
+        self.begin(None, false)
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) struct NativeTransaction {
+    /// Taken when it ends.
+    inner: RefCell<Option<sqlx::Transaction<'static, Sqlite>>>,
+    runtime: Arc<Runtime>,
+}
+
+impl SqlTransaction for NativeTransaction {
+    fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        let mut inner = self.inner.borrow_mut();
+        self.runtime.block_on(run(inner.as_mut().unwrap(), text, params, max_bytes))
+    }
+
+    fn attempt(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+        self.query(text, params, max_bytes)
+    }
+
+    fn copy_in(&self, _table: &str, _columns: &[&str], _data: &[u8]) -> Result<u64> {
+        Err(Error::new(ErrorKind::Unsupported, "SQLite has no COPY"))
+    }
+
+    fn commit(self) -> Result<()> {
+        self.runtime.block_on(self.inner.take().unwrap().commit()).map_err(translate)
+    }
+
+    fn rollback(self) -> Result<()> {
+        self.runtime.block_on(self.inner.take().unwrap().rollback()).map_err(translate)
+    }
+}
+
+impl Drop for NativeTransaction {
+    fn drop(&mut self) {
+        let inner = self.inner.take();
+        self.runtime.block_on(async { drop(inner) });
+    }
+}
+
+async fn run(connection: &mut SqliteConnection, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+    let mut arguments = SqliteArguments::default();
+    for param in params {
+        match param {
+            SqlValue::Null => arguments.add(None::<i64>),
+            SqlValue::Boolean(value) => arguments.add(i64::from(value)),
+            SqlValue::Integer(value) => arguments.add(value),
+            SqlValue::Number(value) => arguments.add(value),
+            SqlValue::Text(text) | SqlValue::Json(text) | SqlValue::Decimal(text) => arguments.add(text),
+            SqlValue::Blob(bytes) => arguments.add(bytes),
+        }
+        .unwrap();
+    }
+    let mut steps = connection.fetch_many(sqlx::query_with(AssertSqlSafe(text.to_owned()), arguments));
+    let (mut rows, mut bytes) = (Rows::default(), 0);
+    while let Some(step) = steps.next().await {
+        match step.map_err(translate)? {
+            Either::Left(done) => rows.affected += done.rows_affected(),
+            Either::Right(_) if bytes >= max_bytes as usize => {
+                rows.more = true;
+                break;
+            }
+            Either::Right(row) => {
+                rows.columns = row.columns().iter().map(|column| column.name().to_owned()).collect();
+                for i in 0..row.len() {
+                    let cell = cell(&row, i);
+                    bytes += match &cell {
+                        SqlValue::Text(text) => 16 + text.len(),
+                        _ => 16,
+                    };
+                    rows.cells.push(cell);
+                }
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn cell(row: &sqlx::sqlite::SqliteRow, i: usize) -> SqlValue {
+    let raw = row.try_get_raw(i).unwrap();
+    if raw.is_null() {
+        return SqlValue::Null;
+    }
+    match raw.type_info().name() {
+        "INTEGER" => SqlValue::Integer(Decode::<Sqlite>::decode(raw).unwrap()),
+        "REAL" => SqlValue::Number(Decode::<Sqlite>::decode(raw).unwrap()),
+        "TEXT" => match String::from_utf8(<&[u8] as Decode<Sqlite>>::decode(raw).unwrap().to_vec()) {
+            Ok(text) => SqlValue::Text(text),
+            Err(error) => SqlValue::Blob(error.into_bytes()),
+        },
+        _ => SqlValue::Blob(Decode::<Sqlite>::decode(raw).unwrap()),
+    }
+}
+
+/// As the host answers, where the strategy makes a difference.
+fn translate(error: sqlx::Error) -> Error {
+    let sqlx::Error::Database(error) = error else { panic!("{error}") };
+    let kind = match error.code().unwrap().parse::<i32>().unwrap() {
+        1555 | 2067 => ErrorKind::AlreadyExists,
+        code if code & 0xff == 19 => ErrorKind::Rejected,
+        1 => ErrorKind::InvalidArgument,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, error.message())
+}
