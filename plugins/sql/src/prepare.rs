@@ -5,7 +5,7 @@ use larder_guest::{Dialect, SqlValue};
 use larder_model::{Error, ErrorKind, Result};
 
 use crate::{
-    catalog::{self, Found, Level, Seen},
+    catalog::{self, Difference, Found, Level, Seen},
     database::{Database, REPLY_BYTES_MAX, integer, quote},
     ledger,
     plan::{is_beside, is_mentioned},
@@ -88,16 +88,14 @@ pub(crate) fn prepare(database: &dyn Database, tables: &[Table], dry_run: bool, 
             Found::Table(found) => {
                 let late = ledger_late(database, table, &found)?;
                 let is_late = |column: &str| late.iter().any(|late| late == column);
-                let counted: Vec<_> = found
-                    .differences
-                    .iter()
+                let is_expected = |difference: &Difference| match difference.level {
                     // A column that was added to rows takes no NOT NULL.
-                    .filter(|difference| {
-                        !(difference.level == Level::Constraints && is_late(&difference.column))
-                            && !(difference.level == Level::Missing && extend)
-                    })
-                    .cloned()
-                    .collect();
+                    Level::Constraints => is_late(&difference.column),
+                    Level::Missing => extend,
+                    _ => false,
+                };
+                let counted: Vec<Difference> =
+                    found.differences.iter().filter(|difference| !is_expected(difference)).cloned().collect();
                 let levels = [Level::Fatal, Level::Missing, Level::Differs, Level::Constraints];
                 catalog::reject(table, &counted, &levels)?;
                 Some((found, late))

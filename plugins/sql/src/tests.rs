@@ -1,6 +1,19 @@
 //! The strategy over SQLite and PostgreSQL, natively. A body runs on both, unless it is about one of them.
 
+/// Makes a test of each body for each place.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[test] fn $name() { super::$name(super::Place::Sqlite) })*
+        }
+        mod postgres {
+            $(#[test] fn $name() { super::$name(super::Place::Postgres) })*
+        }
+    };
+}
+
 mod native;
+mod orders;
 
 use larder_guest::{Rows, Sql, SqlValue};
 use larder_model::{
@@ -17,18 +30,6 @@ use native::{Native, Place};
 
 const NOW: &str = "2025-06-30T12:00:00.000000Z";
 const REPLY_BYTES_MAX: u32 = 1 << 20;
-
-/// Makes a test of each body for each place.
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[test] fn $name() { super::$name(super::Place::Sqlite) })*
-        }
-        mod postgres {
-            $(#[test] fn $name() { super::$name(super::Place::Postgres) })*
-        }
-    };
-}
 
 on_both! {
     every_value_survives_in_every_column,
