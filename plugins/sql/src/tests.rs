@@ -12,13 +12,16 @@ macro_rules! on_both {
     };
 }
 
+mod beside;
+mod concurrency;
 mod native;
 mod orders;
+mod preparing;
 
 use larder_guest::{Rows, Sql, SqlValue};
 use larder_model::{
     Collection, Entity, ErrorKind, Existing, Expectation, Field, FieldType, Index, Isolation, Put, Query, Reference,
-    Removal, Result, SortKey, Stamps, Write,
+    Removal, Result, Retry, SortKey, Stamps, Write,
     filter::{self, Filter},
     json,
     path::Path as FieldPath,
@@ -1024,4 +1027,65 @@ fn measure(place: Place) {
     let started = std::time::Instant::now();
     assert_eq!(fixture.store.count("machines", Some(&one)).unwrap(), Some(0));
     println!("count: {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
+}
+
+/// How rows get into a table of PostgreSQL: what the database and the way to it take, without what makes the rows.
+/// `cargo test --release -p larder-plugin-sql -- --ignored --nocapture ways_to_load`
+#[test]
+#[ignore = "a measurement"]
+fn ways_to_load_postgres() {
+    use larder_guest::SqlTransaction;
+    const COUNT: usize = 50_000;
+    let sql = Native::new(Place::Postgres);
+    let columns = "id VARCHAR(255) COLLATE \"C\" PRIMARY KEY, parent VARCHAR(255) COLLATE \"C\", at TIMESTAMP, n INTEGER, extra JSON";
+    sql.query(&format!("CREATE TABLE t ({columns})"), Vec::new(), 0).unwrap();
+    let row = |i: usize| {
+        (
+            format!("machine-{i:08}"),
+            "r1".to_owned(),
+            "2025-06-30T12:00:00.000000Z".to_owned(),
+            i as i64,
+            r#"{"provider_data":{"zone":"a","price":0.42}}"#.to_owned(),
+        )
+    };
+    let rows: Vec<_> = (0..COUNT).map(row).collect();
+    for way in ["copy", "insert of 256 rows", "recordset"] {
+        sql.query("DELETE FROM t", Vec::new(), 0).unwrap();
+        let started = std::time::Instant::now();
+        for chunk in rows.chunks(if way == "insert of 256 rows" { 256 } else { 10_000 }) {
+            let transaction = sql.begin_bulk().unwrap();
+            match way {
+                "copy" => {
+                    let lines: String =
+                        chunk.iter().map(|(a, b, c, d, e)| format!("{a}\t{b}\t{c}\t{d}\t{e}\n")).collect();
+                    transaction.copy_in("t", &["id", "parent", "at", "n", "extra"], lines.as_bytes()).unwrap();
+                }
+                "recordset" => {
+                    let list: Vec<Value> = chunk
+                        .iter()
+                        .map(|(a, b, c, d, e)| serde_json::json!({"id": a, "parent": b, "at": c, "n": d, "extra": e}))
+                        .collect();
+                    let text = "INSERT INTO t SELECT id, parent, at, n, extra::json FROM json_to_recordset($1::text::json) \
+                                AS r (id TEXT, parent TEXT, at TIMESTAMP, n INTEGER, extra TEXT)";
+                    transaction.query(text, vec![SqlValue::Text(Value::from(list).to_string())], 0).unwrap();
+                }
+                _ => {
+                    let values: Vec<String> = (0..chunk.len())
+                        .map(|i| {
+                            let n = i * 5;
+                            format!("(${}, ${}, ${}::text::timestamp, ${}, ${})", n + 1, n + 2, n + 3, n + 4, n + 5)
+                        })
+                        .collect();
+                    let params = chunk.iter().flat_map(|(a, b, c, d, e)| {
+                        let text = |text: &String| SqlValue::Text(text.clone());
+                        [text(a), text(b), text(c), SqlValue::Integer(*d), text(e)]
+                    });
+                    let text = format!("INSERT INTO t VALUES {}", values.join(", "));
+                    transaction.query(&text, params.collect(), 0).unwrap();
+                }
+            }
+            transaction.commit().unwrap();
+        }
+        println!("{way}: {:.0} rows/s", COUNT as f64 / started.elapsed().as_secs_f64());
+    }
 }
