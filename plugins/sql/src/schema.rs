@@ -94,6 +94,7 @@ impl Table {
             name: collection.key.clone(),
             kind: Kind::Key,
             max_length: Some(255),
+            indexed_bytes_max: None,
             is_wide: false,
             not_null: false,
         }];
@@ -102,6 +103,7 @@ impl Table {
                 name: field.name.clone(),
                 kind: Kind::Field(field.ty),
                 max_length: field.max_length,
+                indexed_bytes_max: indexed_bytes_max(&collection, &field.name, dialect),
                 is_wide: field.name == collection.stamps.version,
                 not_null: strict && field.required,
             });
@@ -111,6 +113,7 @@ impl Table {
                 name: collection.stamps.version.clone(),
                 kind: Kind::Field(FieldType::Integer),
                 max_length: None,
+                indexed_bytes_max: None,
                 is_wide: true,
                 not_null: false,
             });
@@ -325,6 +328,16 @@ fn table_index(collection: &Collection, index: &larder_model::Index, dialect: Di
     }
     let ddl = format!("CREATE INDEX {} ON {} ({})", quote(&name), quote(&collection.name), columns.join(", "));
     TableIndex { declared: index.name.clone(), name, ddl }
+}
+
+/// How much of a text the declared indexes with this field take: PostgreSQL has a bound for all columns of one together.
+/// The key may take 4 bytes a character, and the others share what is left.
+fn indexed_bytes_max(collection: &Collection, field: &str, dialect: Dialect) -> Option<usize> {
+    const ENTRY_BYTES_MAX: usize = 2_600;
+    const KEY_BYTES_MAX: usize = 4 * 255;
+    let indexes = collection.indexes.iter().filter(|index| index.fields.iter().any(|name| name == field));
+    let columns = indexes.map(|index| index.fields.len()).max().filter(|_| dialect == Dialect::Postgres)?;
+    Some((ENTRY_BYTES_MAX - KEY_BYTES_MAX) / columns)
 }
 
 /// The name of an index in the database. A long one is cut here, so that it stays another than every other one.

@@ -8,7 +8,7 @@ use std::{
 use larder_guest::{Dialect, Sql, SqlTransaction, SqlValue};
 use larder_model::{
     Batch, Collection, Entity, Error, ErrorKind, Existing, Isolation, Loaded, Opened, Outcome, Page, Query, Result,
-    Retry, Write, filter::Filter,
+    Write, filter::Filter,
 };
 
 use crate::{
@@ -281,12 +281,18 @@ impl<S: Sql> SqlStore<S> {
     fn known_in(&mut self, transaction: &Transaction<S>, position: usize) -> Result<Option<Complete>> {
         let table = &self.tables[position];
         // SQLite is asked again, because that costs nothing there, and somebody may have dropped the table.
-        if self.sql.dialect() == Dialect::Postgres
-            && let Some(complete) = self.known.get(&table.collection.name)
-        {
+        if self.sql.dialect() == Dialect::Sqlite {
+            return look(&Inside(&transaction.inner), table);
+        }
+        if let Some(complete) = self.known.get(&table.collection.name) {
             return Ok(Some(Arc::clone(complete)));
         }
-        look(&Inside(&transaction.inner), table)
+        let looked = look(&Inside(&transaction.inner), table)?;
+        if let Some(complete) = &looked {
+            // Should the transaction have made it and be rolled back, that shows as if somebody had dropped it.
+            self.known.insert(table.collection.name.clone(), Arc::clone(complete));
+        }
+        Ok(looked)
     }
 
     /// Writes, in a transaction.
@@ -374,9 +380,28 @@ impl<S: Sql> SqlStore<S> {
                 Err(error) if !careful && write::breaks_a_rule(&error) && error.write_index.is_none() => careful = true,
                 // Nothing was acknowledged yet, so nobody can tell.
                 Err(error) if write::is_conflict(&error) && attempts < ATTEMPTS_MAX => attempts += 1,
+                // A table that was there is gone. It is made again, once.
+                Err(error)
+                    if error.kind == ErrorKind::InvalidArgument
+                        && error.write_index.is_none()
+                        && self.forget_dropped(touched)? => {}
                 result => return result,
             }
         }
+    }
+
+    /// Forgets those of the tables that were known and are not there any more, if there are any.
+    fn forget_dropped(&mut self, touched: &[usize]) -> Result<bool> {
+        let mut is_any = false;
+        for &position in touched {
+            let table = &self.tables[position];
+            let name = &table.collection.name;
+            if self.known.contains_key(name) && look(&Alone(&self.sql), table)?.is_none() {
+                self.known.remove(name);
+                is_any = true;
+            }
+        }
+        Ok(is_any)
     }
 
     fn write_in<T>(
@@ -400,17 +425,6 @@ impl<S: Sql> SqlStore<S> {
             Err(error) => {
                 // The error counts, not that there was nothing left to undo.
                 let _ = transaction.rollback();
-                let was_known = unknown.len() < touched.len();
-                if error.kind == ErrorKind::InvalidArgument && error.write_index.is_none() && was_known {
-                    self.known.clear();
-                    for &position in touched {
-                        if look(&Alone(&self.sql), &self.tables[position])?.is_none() {
-                            let name = &self.tables[position].collection.name;
-                            let message = format!("the table `{name}` was dropped by somebody else");
-                            return Err(Error { retry: Retry::Safe, ..Error::new(ErrorKind::Unavailable, message) });
-                        }
-                    }
-                }
                 Err(error)
             }
         }
@@ -556,7 +570,7 @@ fn scan_page(table: &Table, database: &dyn Database, from: &Statement, max_bytes
     let rows_max = (max_bytes as usize / row_bytes.max(1)).clamp(1, PAGE_ROWS_MAX as usize);
     // A power of two, so that there are few different statements to prepare.
     let rows_max = 1_usize << rows_max.ilog2();
-    if rows_max >= PACKED_ROWS_MIN {
+    if rows_max >= PACKED_ROWS_MIN && table.dialect == Dialect::Sqlite {
         let packed = packed::select(table, &format!("{} LIMIT {rows_max}", from.text));
         // A blob cannot be packed, nor a text that is not UTF-8, nor rows that are too large together: below they come
         // one by one, and whatever is wrong with one of them is said of that one.

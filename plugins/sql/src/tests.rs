@@ -398,6 +398,10 @@ fn a_missing_table_reads_as_empty_and_is_made_by_the_first_write(place: Place) {
     assert_eq!(fixture.get("requests", "r1").unwrap(), None);
     fixture.by_hand("ALTER TABLE gone RENAME TO requests");
     assert!(fixture.get("requests", "r1").unwrap().is_some());
+    fixture.by_hand("ALTER TABLE requests RENAME TO gone");
+    fixture.put("requests", r#"{"request_id":"r2"}"#).unwrap();
+    assert_eq!(fixture.get("requests", "r1").unwrap(), None);
+    assert_eq!(fixture.get("requests", "r\0").unwrap(), None);
 }
 
 fn a_table_that_is_not_as_it_should_be_is_refused_and_never_altered(place: Place) {
@@ -1029,11 +1033,12 @@ fn measure(place: Place) {
     println!("count: {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
 }
 
-/// How rows get into a table of PostgreSQL: what the database and the way to it take, without what makes the rows.
+/// How rows get into a table of PostgreSQL and out of it: what the database and the way to it take, without what makes
+/// the rows.
 /// `cargo test --release -p larder-plugin-sql -- --ignored --nocapture ways_to_load`
 #[test]
 #[ignore = "a measurement"]
-fn ways_to_load_postgres() {
+fn ways_to_load_and_to_read_postgres() {
     use larder_guest::SqlTransaction;
     const COUNT: usize = 50_000;
     let sql = Native::new(Place::Postgres);
@@ -1087,5 +1092,30 @@ fn ways_to_load_postgres() {
             transaction.commit().unwrap();
         }
         println!("{way}: {:.0} rows/s", COUNT as f64 / started.elapsed().as_secs_f64());
+    }
+    let columns = "id, parent, at::text, n, extra::text";
+    for (way, select) in [
+        ("read row by row", format!("SELECT {columns} FROM t")),
+        ("read as a list a row", format!("SELECT json_build_array({columns})::text FROM t")),
+        ("read as one list", format!("SELECT json_agg(json_build_array({columns}))::text FROM t")),
+    ] {
+        let started = std::time::Instant::now();
+        let rows = sql.query(&select, Vec::new(), 1 << 30).unwrap();
+        let took = started.elapsed();
+        let values = match rows.cells.as_slice() {
+            cells if cells.len() > COUNT => cells.len(),
+            cells => cells
+                .iter()
+                .map(|cell| match cell {
+                    SqlValue::Text(text) => serde_json::from_str::<Vec<Value>>(text).unwrap().len(),
+                    _ => 0,
+                })
+                .sum(),
+        };
+        println!(
+            "{way}: {:.1} µs a row to have, {:.1} to read ({values})",
+            took.as_secs_f64() * 1e6 / COUNT as f64,
+            started.elapsed().as_secs_f64() * 1e6 / COUNT as f64
+        );
     }
 }

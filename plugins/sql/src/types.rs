@@ -31,6 +31,8 @@ pub(crate) struct Column {
     pub(crate) kind: Kind,
     /// In characters.
     pub(crate) max_length: Option<u32>,
+    /// The longest text that indexes of the column take, in bytes.
+    pub(crate) indexed_bytes_max: Option<usize>,
     /// Holds what 64 bits hold.
     pub(crate) is_wide: bool,
     pub(crate) not_null: bool,

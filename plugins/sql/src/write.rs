@@ -62,6 +62,12 @@ pub(crate) fn stored(
 ) -> Result<HashMap<String, Entity>> {
     let mut found = HashMap::with_capacity(ids.len());
     let mut rest = ids;
+    let without_nul: Vec<&str>;
+    // PostgreSQL takes no such text, and no row has it.
+    if ids.iter().any(|id| id.contains('\0')) {
+        without_nul = ids.iter().copied().filter(|id| !id.contains('\0')).collect();
+        rest = &without_nul;
+    }
     while !rest.is_empty() {
         let size = lookup_size(rest.len());
         let (chunk, after) = rest.split_at(size);

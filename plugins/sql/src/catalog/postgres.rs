@@ -43,15 +43,11 @@ pub(super) fn table_size(database: &dyn Database, table: &Table) -> Result<u64> 
 }
 
 pub(super) fn hindrances(database: &dyn Database, tables: &[Table]) -> Result<Vec<String>> {
-    let statement = "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on', \
-                     has_schema_privilege(current_schema(), 'CREATE')";
+    let statement = "SELECT pg_is_in_recovery(), has_schema_privilege(current_schema(), 'CREATE')";
     let mut found = Vec::new();
     let Some(mut row) = list(database, statement, Vec::new())?.into_iter().next() else { return Ok(found) };
     if is_true(row.next()) {
         found.push("the server is a standby, which only reads: name the primary one".to_owned());
-    }
-    if is_true(row.next()) {
-        found.push("the user's transactions only read (default_transaction_read_only)".to_owned());
     }
     let may_create = is_true(row.next());
     for table in tables {

@@ -98,6 +98,12 @@ fn equal(column: &Column, scalars: &[Scalar]) -> Option<Predicate> {
                 }
                 _ => false,
             };
+        // A row may be from before the column was given a length or an index, and hold all of it.
+        if let (false, true, Scalar::Text(text)) = (is_held, column.is_text(), scalar)
+            && !text.contains('\0')
+        {
+            held.push(SqlValue::Text(text.clone()));
+        }
         match (is_held, kept.cell) {
             (true, cell) => held.push(cell),
             (false, _) if column.kind == Kind::Key => {}

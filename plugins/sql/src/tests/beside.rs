@@ -109,3 +109,27 @@ fn numbers_and_times_are_held_by_their_column_where_it_gives_them_back() {
         assert_eq!(exact == SqlValue::Null, is_held, "{body}: {exact:?}");
     }
 }
+
+/// An index of PostgreSQL takes no text of any length.
+#[test]
+fn a_text_that_is_too_long_for_an_index_is_kept_and_found() {
+    let mut definition = typed();
+    definition[0].indexes = vec![Index { name: "i".to_owned(), fields: vec!["text".to_owned(), "number".to_owned()] }];
+    let mut fixture = open(Place::Postgres, "{}", definition.clone());
+    // Of no pattern that could be pressed together.
+    let text: String = (0..20_000_u32).filter_map(|i| char::from_u32(0x4e00 + i.wrapping_mul(7919) % 20_000)).collect();
+    let body = format!(r#"{{"id":"a","text":"{text}"}}"#);
+    assert_eq!(
+        fixture.load("typed", &[body.clone(), r#"{"id":"b","text":"x"}"#.to_owned()], Existing::Fail).written,
+        2
+    );
+    assert_same(&fixture.get("typed", "a").unwrap().unwrap(), &body, "long");
+    // And one from before there was an index.
+    fixture.by_hand("DROP INDEX idx_typed_i");
+    fixture.by_hand(&format!("INSERT INTO typed (id, text) VALUES ('c', '{text}')"));
+    let tree = serde_json::json!({"text": text});
+    let query = Query { filter: Some(filter::parse_json(&tree).unwrap()), ..everything() };
+    let page = fixture.store.find("typed", &query).unwrap();
+    assert_eq!(page.unapplied, [0; 0]);
+    assert_eq!(page.entities.iter().map(|entity| entity.id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+}

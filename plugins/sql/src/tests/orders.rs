@@ -33,8 +33,8 @@ impl Random {
         ((self.0 >> 33) % bound as u64) as usize
     }
 
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
     }
 }
 
@@ -57,20 +57,20 @@ fn value(random: &mut Random, ty: FieldType) -> &'static str {
         r#""2025-06-30T12:00:00Z""#,
     ];
     if random.below(8) == 0 {
-        return *random.pick(&ODD);
+        return random.pick(&ODD);
     }
     match ty {
-        FieldType::Text => *random.pick(&[r#""""#, r#""a""#, r#""B""#, r#""b""#, r#""é""#, r#""𝄞""#, r#""\ufb33""#]),
-        FieldType::Integer => *random.pick(&["0", "1", "-5", "12", "2147483647", "-2147483648"]),
-        FieldType::Number => *random.pick(&["0.0", "1.5", "-2.25", "1e300", "0.1"]),
-        FieldType::Boolean => *random.pick(&["true", "false"]),
-        FieldType::Timestamp => *random.pick(&[
+        FieldType::Text => random.pick(&[r#""""#, r#""a""#, r#""B""#, r#""b""#, r#""é""#, r#""𝄞""#, r#""\ufb33""#]),
+        FieldType::Integer => random.pick(&["0", "1", "-5", "12", "2147483647", "-2147483648"]),
+        FieldType::Number => random.pick(&["0.0", "1.5", "-2.25", "1e300", "0.1"]),
+        FieldType::Boolean => random.pick(&["true", "false"]),
+        FieldType::Timestamp => random.pick(&[
             r#""2025-06-30T12:00:00.000000Z""#,
             r#""2025-06-30T12:00:00.000001Z""#,
             r#""0999-01-01T00:00:00.000000Z""#,
             r#""2024-02-29T23:59:59.999999Z""#,
         ]),
-        FieldType::Json => *random.pick(&["[1]", r#"{"a":1}"#, "2"]),
+        FieldType::Json => random.pick(&["[1]", r#"{"a":1}"#, "2"]),
     }
 }
 
@@ -116,7 +116,7 @@ fn every_order_is_the_contracts(place: Place) {
             .map(|_| {
                 let names = ["text", "integer", "number", "boolean", "timestamp", "version", "id", "json", "other"];
                 let weights = [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7, 8];
-                let field = FieldPath::member(names[*random.pick(&weights)]);
+                let field = FieldPath::member(names[random.pick(&weights)]);
                 SortKey { field, descending: random.below(2) == 0 }
             })
             .collect();
@@ -175,7 +175,7 @@ fn an_order_that_was_begun_is_kept_while_others_write(place: Place) {
                 found.extend(page.entities.into_iter().map(|e| (e.id, json::parse_object(&e.body).unwrap())));
                 // Others come and go, in columns and beside them.
                 let id = format!("{:04}-x", random.below(200));
-                let value = *random.pick(&["null", "1.5", "3", r#""text""#, "[]"]);
+                let value = random.pick(&["null", "1.5", "3", r#""text""#, "[]"]);
                 let body = format!(r#"{{"id":"{id}","{name}":{value}}}"#);
                 fixture.load("typed", &[body], Existing::Overwrite);
                 match page.next {

@@ -32,7 +32,16 @@ pub(super) fn keeps_text(column: &Column, text: &str) -> bool {
 
 fn fits(column: &Column, text: &str) -> bool {
     let max = column.max_length.map_or(usize::MAX, |max| max as usize);
-    text.len() <= max || text.chars().nth(max).is_none()
+    let is_short = text.len() <= max || text.chars().nth(max).is_none();
+    is_short && text.len() <= column.indexed_bytes_max.unwrap_or(usize::MAX)
+}
+
+/// The beginning of a text that fits.
+fn cut(column: &Column, text: &str) -> String {
+    let chars = column.max_length.map_or(usize::MAX, |max| max as usize);
+    let bytes = column.indexed_bytes_max.unwrap_or(usize::MAX);
+    let end = text.char_indices().take(chars).map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= bytes).last();
+    text[..end.unwrap_or(0)].to_owned()
 }
 
 /// The nearest to a value that the column holds.
@@ -48,10 +57,7 @@ pub(super) fn nearest(column: &Column, value: &Value) -> SqlValue {
                 Value::String(text) => text.replace('\0', ""),
                 value => value.to_string(),
             };
-            SqlValue::Text(match fits(column, &text) {
-                true => text,
-                false => text.chars().take(column.max_length.unwrap_or(0) as usize).collect(),
-            })
+            SqlValue::Text(if fits(column, &text) { text } else { cut(column, &text) })
         }
         // Its `\u0000` would be an error of the server for whoever looks into it there.
         (FieldType::Json, value) => match has_nul(value) {
