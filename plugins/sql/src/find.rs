@@ -1,8 +1,8 @@
 //! Pages of a query.
 //!
 //! Without an order, pages follow the key. In another order the database sorts what it sorts exactly as the contract
-//! does: rows whose columns say all that there is to say. The others, called *odd* here, are few: their value stands
-//! beside its column, or the member is `null`. They are read by themselves in each page and put between those that the
+//! does: rows whose columns to sort by say all that there is to say. The others, called *odd* here, are few: the value
+//! stands beside its column, or the member is `null`. They are read by themselves in each page and put between those that the
 //! database sorted. Where a first page finds too many of them, the host sorts. A later page reads however many there are
 //! by then, because an order that was begun is kept.
 //!
@@ -18,9 +18,9 @@ use serde_json::{Map, Value, json};
 use crate::{
     catalog,
     database::{Database, REPLY_BYTES_MAX, Statement, quote},
-    plan::{self, Plan, is_beside, is_exact},
+    plan::{self, Plan, is_beside, is_exact, is_mentioned},
     row,
-    schema::{EXTRA, Table, TableIndex, hash},
+    schema::{EXACT, EXTRA, Table, TableIndex, hash},
     store::{Complete, PAGE_ROWS_MAX},
     types::{self, Column, Kind},
 };
@@ -212,9 +212,11 @@ impl<'a> Order<'a> {
 
     /// Conditions on odd rows; each finds its own by an index.
     fn odd(&self, table: &Table) -> Vec<String> {
-        let mut odd = vec![is_exact()];
+        let mut odd = Vec::new();
         for (column, _) in self.sorting() {
             let name = quote(&column.name);
+            // By the index of the few rows that have anything there.
+            odd.push(format!("{} AND {}", is_exact(), is_mentioned(table, &quote(EXACT), &column.name)));
             odd.push(format!("{name} IS NULL AND {}", is_beside(table, &column.name)));
             odd.extend(plan::sorts_oddly(table, column));
         }
@@ -223,10 +225,11 @@ impl<'a> Order<'a> {
 
     /// Conditions on the others.
     fn plain(&self, table: &Table) -> Vec<String> {
-        let mut plain = vec![format!("{} IS NULL", quote(crate::schema::EXACT))];
+        let mut plain = Vec::new();
         for (column, _) in self.sorting() {
             let name = quote(&column.name);
-            let extra = quote(EXTRA);
+            let (extra, exact) = (quote(EXTRA), quote(EXACT));
+            plain.push(format!("({exact} IS NULL OR NOT {})", is_mentioned(table, &exact, &column.name)));
             let held = match plan::sorts_oddly(table, column) {
                 Some(odd) => format!("{name} IS NOT NULL AND NOT {odd}"),
                 None => format!("{name} IS NOT NULL"),

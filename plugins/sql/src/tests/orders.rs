@@ -258,4 +258,8 @@ fn an_order_that_is_mostly_beside_its_column_is_the_hosts(place: Place) {
         }
     }
     assert_eq!(ids.len(), 1_500);
+    // What other columns do not hold is no matter.
+    let order_by = vec![SortKey { field: FieldPath::member("text"), descending: false }];
+    let page = fixture.store.find("typed", &Query { order_by, ..everything() }).unwrap();
+    assert!(page.sorted && page.entities.len() == 100);
 }
