@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     catalog::{self, Found, Level},
-    database::{Alone, Database, REPLY_BYTES_MAX, integer},
+    database::{Alone, Database, Inside, REPLY_BYTES_MAX, integer, quote},
     ledger,
     schema::Table,
 };
@@ -125,20 +125,12 @@ fn check_table(database: &dyn Database, table: &Table, entry: &mut Value, findin
 }
 
 fn check_writable<S: Sql>(sql: &S, tables: &[Table], size: Option<u64>, findings: &mut Findings) -> bool {
-    let isolation = match sql.dialect() {
-        Dialect::Sqlite => {
-            if size == Some(0) {
-                let message =
-                    "there is no database yet: it comes to be with the first write, or `larder stores prepare`";
-                findings.add("info", message.to_owned());
-                return true;
-            }
-            None
-        }
-        Dialect::Postgres => Some(Isolation::ReadCommitted),
-    };
-    // On SQLite it takes the lock that a write takes. Nothing is changed.
-    if let Err(error) = sql.begin(isolation, false).and_then(SqlTransaction::rollback) {
+    if sql.dialect() == Dialect::Sqlite && size == Some(0) {
+        let message = "there is no database yet: it comes to be with the first write, or `larder stores prepare`";
+        findings.add("info", message.to_owned());
+        return true;
+    }
+    if let Err(error) = probe(sql) {
         findings.add("error", format!("the database cannot be written: {error}"));
         return false;
     }
@@ -154,5 +146,24 @@ fn check_writable<S: Sql>(sql: &S, tables: &[Table], size: Option<u64>, findings
             findings.add("error", format!("whether the database can be written cannot be told: {error}"));
             false
         }
+    }
+}
+
+/// Does what a write does, and changes nothing.
+fn probe<S: Sql>(sql: &S) -> Result<()> {
+    match sql.dialect() {
+        // A transaction of a file that can only be read begins all the same, and its first write fails.
+        Dialect::Sqlite => {
+            let transaction = sql.begin(None, false)?;
+            let database = Inside(&transaction);
+            let text = match catalog::has_ledger(&database, Dialect::Sqlite)? {
+                true => format!("DELETE FROM {} WHERE 0 = 1", quote(ledger::NAME)),
+                false => ledger::ddl(Dialect::Sqlite),
+            };
+            database.query(&text, Vec::new(), 0)?;
+            transaction.rollback()
+        }
+        // What else a user may do is in the catalog.
+        Dialect::Postgres => sql.begin(Some(Isolation::ReadCommitted), false)?.rollback(),
     }
 }

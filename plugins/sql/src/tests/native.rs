@@ -28,6 +28,22 @@ impl Native {
             Place::Postgres => Native::Postgres(postgres::Native::new()),
         }
     }
+
+    /// The file of SQLite, for somebody who may only read it.
+    pub(super) fn read_only(&self) -> Native {
+        match self {
+            Native::Sqlite(inner) => Native::Sqlite(inner.read_only()),
+            Native::Postgres(_) => panic!("PostgreSQL has no file"),
+        }
+    }
+
+    /// Puts something else in the place of SQLite's file.
+    pub(super) fn overwrite(&self, bytes: &[u8]) {
+        match self {
+            Native::Sqlite(inner) => inner.overwrite(bytes),
+            Native::Postgres(_) => panic!("PostgreSQL has no file"),
+        }
+    }
 }
 
 /// Calls the same of whichever it is.

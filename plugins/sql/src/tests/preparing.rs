@@ -151,3 +151,37 @@ fn what_the_user_may_not_do_on_postgres_is_said() {
     let check = json::parse(fixture.store.check().unwrap().as_bytes()).unwrap();
     assert_eq!(check["readable"], false, "{check}");
 }
+
+#[test]
+fn a_file_that_can_only_be_read_is_read_and_said_to_be_one() {
+    let mut fixture = open(Place::Sqlite, "{}", family());
+    let body = r#"{"request_id":"r1","tags":["a"]}"#;
+    fixture.load("requests", &[body.to_owned()], Existing::Fail);
+    let (mut store, _) = SqlStore::open_in(fixture.sql.read_only(), "{}", family()).unwrap();
+    let check = json::parse(store.check().unwrap().as_bytes()).unwrap();
+    assert_eq!((&check["readable"], &check["writable"]), (&Value::Bool(true), &Value::Bool(false)), "{check}");
+    assert!(check["findings"].to_string().contains("the database cannot be written"), "{check}");
+    assert!(store.get("requests", &["r1".to_owned()]).unwrap()[0].is_some());
+    let order_by = vec![SortKey { field: FieldPath::member("version"), descending: true }];
+    let page = store.find("requests", &Query { order_by, ..everything() }).unwrap();
+    assert!(page.sorted && page.entities.len() == 1);
+    assert_eq!(store.prepare(true, false).unwrap(), [""; 0]);
+    let error = store.apply(vec![put("requests", body, Expectation::Any)], true, NOW).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Denied, "{error}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_corrupt_and_left_alone() {
+    let mut fixture = open(Place::Sqlite, "{}", family());
+    let bytes = b"request_id,tags\n".repeat(100);
+    fixture.sql.overwrite(&bytes);
+    for error in [
+        fixture.store.get("requests", &["r1".to_owned()]).unwrap_err(),
+        fixture.store.check().unwrap_err(),
+        fixture.store.prepare(false, true).unwrap_err(),
+        fixture.put("requests", r#"{"request_id":"r1"}"#).unwrap_err(),
+    ] {
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
+    }
+    assert_eq!(fixture.sql.size().unwrap(), Some(bytes.len() as u64));
+}

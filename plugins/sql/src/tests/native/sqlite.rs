@@ -24,9 +24,25 @@ pub(crate) struct Native {
 
 impl Native {
     pub(super) fn new() -> Native {
-        let directory = Arc::new(TempDir::new().unwrap());
+        Native::over(Arc::new(TempDir::new().unwrap()), false)
+    }
+
+    /// The same file, as somebody has it who may not write it.
+    pub(super) fn read_only(&self) -> Native {
+        Native::over(Arc::clone(&self.directory), true)
+    }
+
+    pub(super) fn overwrite(&self, bytes: &[u8]) {
+        fs::write(self.directory.path().join(FILE), bytes).unwrap();
+    }
+
+    fn over(directory: Arc<TempDir>, read_only: bool) -> Native {
         let path = directory.path().join(FILE);
-        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).foreign_keys(true);
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(!read_only)
+            .read_only(read_only)
+            .foreign_keys(true);
         let runtime = Arc::new(Runtime::new().unwrap());
         let pool = runtime.block_on(async { SqlitePoolOptions::new().max_connections(4).connect_lazy_with(options) });
         Native { directory, pool, runtime }
@@ -65,7 +81,7 @@ impl Sql for Native {
         let begin = if read_only { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" };
         let begun = self.runtime.block_on(async {
             if !read_only {
-                self.pool.execute("PRAGMA journal_mode = WAL").await?;
+                let _ = self.pool.execute("PRAGMA journal_mode = WAL").await;
             }
             self.pool.begin_with(begin).await
         });
@@ -180,6 +196,8 @@ fn translate(error: sqlx::Error) -> Error {
         1555 | 2067 => ErrorKind::AlreadyExists,
         code if code & 0xff == 19 => ErrorKind::Rejected,
         1 => ErrorKind::InvalidArgument,
+        8 => ErrorKind::Denied,
+        26 => ErrorKind::Corrupt,
         _ => ErrorKind::Internal,
     };
     Error::new(kind, error.message())
