@@ -4,6 +4,7 @@
 //! host's transaction is denied. What is said here is common to every dialect; a dialect is one variant of [`Backend`]
 //! and [`Begun`], and a module: [`sqlite`], [`postgres`].
 
+mod pool;
 mod postgres;
 mod sqlite;
 #[cfg(test)]

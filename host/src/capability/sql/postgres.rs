@@ -20,10 +20,9 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
 use futures_util::StreamExt;
 use guard::{Purpose, Refusal};
 use larder_model::{Error, ErrorKind, Isolation, Result, Retry};
@@ -32,7 +31,14 @@ use sqlx::{
     postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSslMode},
 };
 
-use super::{Connections, Rows, SqlValue, texts::CheckedTexts};
+use super::{
+    Connections, Rows, SqlValue,
+    pool::{self, Bounds, Connector},
+    texts::CheckedTexts,
+};
+
+type Lease = pool::Lease<Server>;
+type Pool = pool::Pool<Server>;
 
 /// Prepared statements that a connection keeps.
 const STATEMENTS_KEPT_MAX: usize = 128;
@@ -42,10 +48,6 @@ const CELL_BYTES: usize = 16;
 
 /// The server ends a statement that takes too long. Past that, with this to spare, it hangs, or the network does.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// How long a connection beyond those that are kept waits for its next use. Closed at its release, it would be opened anew
-/// for the next of many callers, which costs as much as ten statements.
-const OVERFLOW_IDLE: Duration = Duration::from_secs(1);
 
 /// How long closing may take: the server is told, where it listens.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -110,29 +112,17 @@ impl Store {
 
     fn pool(&self) -> Pool {
         let mut pool = self.pool.lock().expect("nothing panics while it holds this lock");
-        pool.get_or_insert_with(|| {
-            let builder = managed::Pool::builder(Connector::new(&self.settings)).max_size(self.max() as usize);
-            let connections = builder.build().expect("it needs no runtime: it is given no time-out");
-            Pool { connections, kept: self.kept() as usize, is_shrinking: Arc::default() }
-        })
-        .clone()
+        pool.get_or_insert_with(|| Pool::new(Server::new(&self.settings), self.bounds(), "the database")).clone()
     }
 
-    fn kept(&self) -> u32 {
-        self.settings.pool_size.max(1)
-    }
-
-    fn max(&self) -> u32 {
-        self.kept().saturating_add(self.settings.max_overflow)
+    fn bounds(&self) -> Bounds {
+        let PostgresSettings { pool_size, max_overflow, pool_timeout, pool_recycle, .. } = self.settings;
+        Bounds { kept: pool_size.max(1), overflow: max_overflow, timeout: pool_timeout, recycle: pool_recycle }
     }
 
     pub(super) fn connections(&self) -> Connections {
         let pool = self.pool.lock().expect("nothing panics while it holds this lock");
-        let (open, idle) = pool.as_ref().map_or((0, 0), |pool| {
-            let status = pool.connections.status();
-            (status.size as u32, (status.available as u32).min(status.size as u32))
-        });
-        Connections { open, idle, kept: self.kept(), max: self.max() }
+        pool.as_ref().map_or_else(|| self.bounds().connections(), Pool::connections)
     }
 
     /// Bytes of the database.
@@ -144,27 +134,24 @@ impl Store {
         })
     }
 
-    /// Idle connections end now, the others with their use.
+    /// Closes every connection.
     pub(super) async fn close(&self) {
         let pool = self.pool.lock().expect("nothing panics while it holds this lock").take();
-        let Some(pool) = pool else { return };
-        let idle = pool.connections.retain(|_, _| false).removed;
-        pool.connections.close();
-        for connection in idle {
-            connection.say_goodbye().await;
+        if let Some(pool) = pool {
+            pool.close().await;
         }
     }
 
     /// Runs one statement by itself.
     pub(super) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         let (text, purpose) = self.check(text)?;
-        let mut lease = Lease::take(self).await?;
+        let mut lease = self.pool().lease().await?;
         let again = (purpose == Purpose::Read && lease.is_used).then(|| params.clone());
         let mut rows = self.run(&mut lease, Arc::clone(&text), purpose, params, max_bytes).await;
         if let (Err(_), true, Some(params)) = (&rows, lease.broken, again) {
             lease.give_back();
-            self.forget_idle();
-            lease = Lease::take(self).await?;
+            self.pool().forget_idle();
+            lease = self.pool().lease().await?;
             rows = self.run(&mut lease, text, purpose, params, max_bytes).await;
         }
         lease.give_back();
@@ -190,7 +177,7 @@ impl Store {
     }
 
     async fn begin_with(self: &Arc<Self>, text: &'static str, bulk: bool) -> Result<Transaction> {
-        let mut lease = Lease::take(self).await?;
+        let mut lease = self.pool().lease().await?;
         // From here on whoever drops the lease rolls back, this future too.
         lease.in_transaction = true;
         if let Err(error) = self.command(&mut lease, text).await {
@@ -198,8 +185,8 @@ impl Store {
                 return Err(error);
             }
             lease.give_back();
-            self.forget_idle();
-            lease = Lease::take(self).await?;
+            self.pool().forget_idle();
+            lease = self.pool().lease().await?;
             lease.in_transaction = true;
             self.command(&mut lease, text).await?;
         }
@@ -212,7 +199,7 @@ impl Store {
             return Ok(());
         }
         let synced = async {
-            let mut lease = Lease::take(self).await?;
+            let mut lease = self.pool().lease().await?;
             let text = "BEGIN; SET LOCAL synchronous_commit = on; \
                         SELECT pg_logical_emit_message(true, 'larder', 'sync'); COMMIT";
             let result = self.command(&mut lease, text).await;
@@ -301,13 +288,6 @@ impl Store {
                 result
             }
             Err(_) => Err(Fault::Contract(took_too_long())),
-        }
-    }
-
-    /// After one idle connection broke, the others of its age are not tried one by one.
-    fn forget_idle(&self) {
-        if let Some(pool) = &*self.pool.lock().expect("nothing panics while it holds this lock") {
-            pool.connections.retain(|_, _| false);
         }
     }
 }
@@ -420,63 +400,15 @@ impl Transaction {
     }
 }
 
-/// The connections that there are.
-#[derive(Clone)]
-struct Pool {
-    connections: managed::Pool<Connector>,
-    kept: usize,
-    /// Whether a task sees to it that no more are kept than should be.
-    is_shrinking: Arc<AtomicBool>,
-}
-
-impl Pool {
-    /// Sees to it that connections beyond those that are kept are closed when nobody has used them for a while.
-    fn shrink(&self, runtime: &tokio::runtime::Handle) {
-        if self.connections.status().size <= self.kept || self.is_shrinking.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let pool = self.clone();
-        runtime.spawn(async move {
-            while pool.connections.status().size > pool.kept && !pool.connections.is_closed() {
-                tokio::time::sleep(OVERFLOW_IDLE).await;
-                let mut beyond = pool.connections.status().size.saturating_sub(pool.kept);
-                let closed = pool.connections.retain(|_, metrics| {
-                    let stays = beyond == 0 || metrics.last_used() < OVERFLOW_IDLE;
-                    beyond -= usize::from(!stays);
-                    stays
-                });
-                for connection in closed.removed {
-                    connection.say_goodbye().await;
-                }
-            }
-            pool.is_shrinking.store(false, Ordering::Release);
-        });
-    }
-}
-
-/// Makes connections, for the pool.
-struct Connector {
+/// Makes connections.
+struct Server {
     options: PgConnectOptions,
     setup: String,
     allow_superuser: bool,
-    recycle: Option<Duration>,
 }
 
-/// One that the pool has.
-struct Connected {
-    connection: PgConnection,
-    since: Instant,
-}
-
-impl Connected {
-    /// A server that is not told writes a line into its log.
-    async fn say_goodbye(self) {
-        let _ = tokio::time::timeout(GOODBYE, self.connection.close()).await;
-    }
-}
-
-impl Connector {
-    fn new(settings: &PostgresSettings) -> Connector {
+impl Server {
+    fn new(settings: &PostgresSettings) -> Server {
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(&settings.host)
             .port(settings.port)
@@ -507,28 +439,29 @@ impl Connector {
              SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3",
             settings.timeout.as_millis().clamp(1, i32::MAX as u128)
         );
-        Connector { options, setup, allow_superuser: settings.allow_superuser, recycle: settings.pool_recycle }
+        Server { options, setup, allow_superuser: settings.allow_superuser }
     }
 }
 
-impl managed::Manager for Connector {
-    type Type = Connected;
-    type Error = Error;
+impl Connector for Server {
+    type Connection = PgConnection;
 
-    async fn create(&self) -> Result<Connected> {
+    async fn connect(&self) -> Result<PgConnection> {
         let mut connection = PgConnection::connect_with(&self.options).await.map_err(not_connected)?;
         connection.execute(AssertSqlSafe(self.setup.clone())).await.map_err(translate)?;
         if !self.allow_superuser {
             refuse_powerful(&mut connection).await?;
         }
-        Ok(Connected { connection, since: Instant::now() })
+        Ok(connection)
     }
 
-    async fn recycle(&self, connected: &mut Connected, _: &Metrics) -> RecycleResult<Error> {
-        match self.recycle.is_some_and(|age| connected.since.elapsed() >= age) {
-            true => Err(RecycleError::message("it is old")),
-            false => Ok(()),
-        }
+    async fn roll_back(connection: &mut PgConnection) -> bool {
+        matches!(tokio::time::timeout(GRACE, connection.execute("ROLLBACK")).await, Ok(Ok(_)))
+    }
+
+    /// A server that is not told writes a line into its log.
+    async fn close(connection: PgConnection) {
+        let _ = tokio::time::timeout(GOODBYE, connection.close()).await;
     }
 }
 
@@ -550,85 +483,6 @@ async fn refuse_powerful(connection: &mut PgConnection) -> Result<()> {
                  the server: name a user without that, or set `allow_superuser` if you trust every plugin of the store"
             ),
         )),
-    }
-}
-
-/// A connection on loan from the pool. Dropped, it goes back, after a rollback where that is needed.
-struct Lease {
-    connected: Option<Object<Connector>>,
-    pool: Pool,
-    /// It served others before.
-    is_used: bool,
-    in_transaction: bool,
-    /// It may be in the middle of something, or is gone: it is closed.
-    broken: bool,
-    /// It was dropped and has a task that rolls back. At the end of the runtime the task is dropped, and a new one would be
-    /// dropped at once, in a circle: it is closed.
-    is_dropped: bool,
-}
-
-impl Lease {
-    async fn take(store: &Store) -> Result<Lease> {
-        let pool = store.pool();
-        let timeout = store.settings.pool_timeout;
-        let connected = match tokio::time::timeout(timeout, pool.connections.get()).await {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(PoolError::Backend(error))) => return Err(error),
-            Ok(Err(error)) => return Err(Error::new(ErrorKind::Internal, format!("the pool of connections: {error}"))),
-            Err(_) => {
-                let seconds = timeout.as_secs_f64();
-                let status = pool.connections.status();
-                let message = match status.size < status.max_size {
-                    true => format!("the database did not answer within {seconds} s (pool_timeout)"),
-                    false => format!("no connection to the database came free within {seconds} s (pool_timeout)"),
-                };
-                return Err(Error { retry: Retry::Safe, ..Error::new(ErrorKind::Timeout, message) });
-            }
-        };
-        let is_used = Object::metrics(&connected).recycle_count > 0;
-        Ok(Lease { connected: Some(connected), pool, is_used, in_transaction: false, broken: false, is_dropped: false })
-    }
-
-    fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connected.as_mut().expect("it is taken only when it ends").connection
-    }
-
-    async fn roll_back(&mut self) {
-        if self.in_transaction && !self.broken {
-            // Whoever drops this leaves a connection that is in the middle of it.
-            self.broken = true;
-            let rolled_back = tokio::time::timeout(GRACE, self.connection().execute("ROLLBACK")).await;
-            self.broken = !matches!(rolled_back, Ok(Ok(_)));
-            self.in_transaction = self.broken;
-        }
-    }
-
-    fn give_back(&mut self) {
-        let Some(connected) = self.connected.take() else { return };
-        if self.broken || self.in_transaction {
-            drop(Object::take(connected));
-            return;
-        }
-        drop(connected);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.pool.shrink(&runtime);
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if self.in_transaction && !self.broken && !self.is_dropped && self.connected.is_some() => {
-                let (connected, pool) = (self.connected.take(), self.pool.clone());
-                let mut lease = Lease { connected, pool, is_dropped: true, ..*self };
-                runtime.spawn(async move {
-                    lease.roll_back().await;
-                    lease.give_back();
-                });
-            }
-            _ => self.give_back(),
-        }
     }
 }
 

@@ -22,16 +22,20 @@ use std::{
 use futures_util::{FutureExt, StreamExt};
 use larder_model::{Error, ErrorKind, Result, Retry};
 use sqlx::{
-    Arguments, AssertSqlSafe, ConnectOptions, Decode, Either, Executor, Row, Sqlite, SqlitePool, TypeInfo, ValueRef,
-    pool::PoolConnection,
-    sqlite::{
-        SqliteArguments, SqliteConnectOptions, SqliteConnection, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
+    Arguments, AssertSqlSafe, ConnectOptions, Connection, Decode, Either, Executor, Row, Sqlite, TypeInfo, ValueRef,
+    sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow, SqliteSynchronous},
 };
 
 use guard::{Checked, Refusal};
 
-use super::{Connections, Rows, SqlValue, texts::CheckedTexts};
+use super::{
+    Connections, Rows, SqlValue,
+    pool::{self, Bounds, Connector},
+    texts::CheckedTexts,
+};
+
+type Lease = pool::Lease<File>;
+type Pool = pool::Pool<File>;
 
 /// Instructions of SQLite's machine between two looks at the clock, well under a millisecond.
 const PROGRESS_INSTRUCTIONS: i32 = 20_000;
@@ -63,7 +67,7 @@ pub struct SqliteSettings {
     pub(crate) path: PathBuf,
     /// Connections that are kept.
     pub(crate) pool_size: u32,
-    /// More of them under load, closed on release.
+    /// More of them under load, closed soon after.
     pub(crate) max_overflow: u32,
     /// For one statement: to wait for a lock, and then to run.
     pub(crate) timeout: Duration,
@@ -82,7 +86,7 @@ pub(super) struct Store {
     name: String,
     file: Mutex<Option<Opened>>,
     /// Empty databases in memory, which answer for a file that does not exist.
-    empty: SqlitePool,
+    empty: Pool,
     checked: Mutex<CheckedTexts<Checked>>,
 }
 
@@ -90,9 +94,9 @@ pub(super) struct Store {
 #[derive(Clone)]
 struct Opened {
     identity: Identity,
-    pool: SqlitePool,
+    pool: Pool,
     /// Connections whose commits do not wait for the disk.
-    bulk: SqlitePool,
+    bulk: Pool,
     /// Whether a bulk transaction was committed since the last sync.
     unsynced: Arc<AtomicBool>,
     /// Whether the file has its write-ahead log, or cannot have one.
@@ -129,7 +133,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 impl Store {
     pub(super) fn new(settings: SqliteSettings) -> Store {
         let name = settings.path.file_name().unwrap_or(settings.path.as_os_str()).to_string_lossy().into_owned();
-        let empty = pool(&settings, SqliteConnectOptions::new().filename(":memory:"));
+        let empty = pool(&settings, SqliteConnectOptions::new().filename(":memory:"), &name);
         Store { settings, name, file: Mutex::new(None), empty, checked: Mutex::default() }
     }
 
@@ -159,10 +163,8 @@ impl Store {
 
     /// Those of the pool that single statements and ordinary transactions share.
     pub(super) fn connections(&self) -> Connections {
-        let pool = self.file.lock().expect("nothing panics while it holds this lock");
-        let (open, idle) = pool.as_ref().map_or((0, 0), |opened| (opened.pool.size(), opened.pool.num_idle() as u32));
-        let kept = self.settings.pool_size.max(1);
-        Connections { open, idle, kept, max: kept.saturating_add(self.settings.max_overflow) }
+        let file = self.file.lock().expect("nothing panics while it holds this lock");
+        file.as_ref().map_or_else(|| bounds(&self.settings).connections(), |opened| opened.pool.connections())
     }
 
     /// None where there is no file, but there could be.
@@ -216,8 +218,9 @@ impl Store {
             // In a database with a write-ahead log, NORMAL syncs the log only before what is in it goes to the file.
             let bulk = options.clone().synchronous(SqliteSynchronous::Normal);
             // One writes at a time in any case, and to wait for the connection is cheaper than to wait for the lock.
-            let bulk = pool(&SqliteSettings { pool_size: 1, max_overflow: 0, ..self.settings.clone() }, bulk);
-            let pool = pool(&self.settings, options.synchronous(SqliteSynchronous::Full));
+            let one = SqliteSettings { pool_size: 1, max_overflow: 0, ..self.settings.clone() };
+            let bulk = pool(&one, bulk, &self.name);
+            let pool = pool(&self.settings, options.synchronous(SqliteSynchronous::Full), &self.name);
             *file = Some(Opened { identity, pool, bulk, unsynced: Arc::default(), logged: Arc::default() });
         }
         Ok(file.clone())
@@ -238,18 +241,18 @@ impl Store {
         let opened = match self.opened(false)? {
             Some(opened) => opened,
             None => {
-                let mut lease = Lease::take(self, &self.empty).await?;
+                let mut lease = self.empty.lease().await?;
                 let (text, checked) = self.check(lease.connection(), text).await?;
                 if checked.read_only {
                     let rows = self.run(&mut lease, text, checked, params, max_bytes).await;
-                    lease.give_back().await;
+                    lease.give_back();
                     return rows;
                 }
-                lease.give_back().await;
+                lease.give_back();
                 self.opened(true)?.expect("it was to be made")
             }
         };
-        let mut lease = Lease::take(self, &opened.pool).await?;
+        let mut lease = opened.pool.lease().await?;
         let rows = async {
             let (text, checked) = self.check(lease.connection(), text).await?;
             if !checked.read_only {
@@ -258,7 +261,7 @@ impl Store {
             self.run(&mut lease, text, checked, params, max_bytes).await
         }
         .await;
-        lease.give_back().await;
+        lease.give_back();
         rows
     }
 
@@ -267,14 +270,14 @@ impl Store {
     pub(super) async fn begin(self: &Arc<Self>, read_only: bool) -> Result<Transaction> {
         let opened = self.opened(!read_only)?;
         let pool = opened.as_ref().map_or(&self.empty, |opened| &opened.pool);
-        let lease = Lease::take(self, pool).await?;
+        let lease = pool.lease().await?;
         self.begin_on(lease, opened.as_ref(), read_only).await
     }
 
     /// Begins one that writes and whose commit does not wait for the disk.
     pub(super) async fn begin_bulk(self: &Arc<Self>) -> Result<Transaction> {
         let opened = self.opened(true)?.expect("it was to be made");
-        let lease = Lease::take(self, &opened.bulk).await?;
+        let lease = opened.bulk.lease().await?;
         let mut transaction = self.begin_on(lease, Some(&opened), false).await?;
         transaction.unsynced = Some(Arc::clone(&opened.unsynced));
         Ok(transaction)
@@ -369,6 +372,7 @@ impl Store {
         let arguments = arguments(params)?;
         let query = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(self.settings.query_cache);
         let limit = self.settings.timeout * 2 + GRACE;
+        lease.broken = true;
         let reading = async {
             match max_bytes {
                 0 => {
@@ -378,10 +382,14 @@ impl Store {
                 _ => read(lease.connection(), query, max_bytes as usize).await,
             }
         };
-        match tokio::time::timeout(limit, reading).await {
-            Ok(result) => result.map_err(|error| translate(&self.name, error)),
+        // Whoever drops this future leaves a connection that is in the middle of something.
+        let ended = tokio::time::timeout(limit, reading).await;
+        match ended {
+            Ok(result) => {
+                lease.broken = false;
+                result.map_err(|error| translate(&self.name, error))
+            }
             Err(_) => {
-                lease.broken = true;
                 let mut error = took_too_long(&self.name);
                 if !checked.read_only {
                     error.retry = Retry::UnknownOutcome;
@@ -394,12 +402,13 @@ impl Store {
     /// Runs one of the host's own statements about transactions.
     async fn command(&self, lease: &mut Lease, text: &'static str) -> Result<()> {
         let query = sqlx::query(text).persistent(self.settings.query_cache);
+        lease.broken = true;
         match tokio::time::timeout(self.settings.timeout * 2 + GRACE, lease.connection().execute(query)).await {
-            Ok(result) => result.map(drop).map_err(|error| translate(&self.name, error)),
-            Err(_) => {
-                lease.broken = true;
-                Err(took_too_long(&self.name))
+            Ok(result) => {
+                lease.broken = false;
+                result.map(drop).map_err(|error| translate(&self.name, error))
             }
+            Err(_) => Err(took_too_long(&self.name)),
         }
     }
 }
@@ -431,7 +440,7 @@ impl Transaction {
         let result = store.run(&mut self.lease, text, checked, params, max_bytes).await;
         if result.is_err() {
             // Without this, what follows would run, and stay, outside of any transaction.
-            self.ended = self.lease.broken || !self.lease.is_in_transaction().await;
+            self.ended = self.lease.broken || !is_in_transaction(self.lease.connection()).await;
         }
         result
     }
@@ -451,7 +460,7 @@ impl Transaction {
                     unsynced.store(true, Ordering::Release);
                 }
                 self.lease.in_transaction = false;
-                self.lease.give_back().await;
+                self.lease.give_back();
                 Ok(())
             }
             Err(mut error) => {
@@ -465,98 +474,64 @@ impl Transaction {
 
     pub(super) async fn rollback(mut self) -> Result<()> {
         self.lease.roll_back().await;
-        self.lease.give_back().await;
+        self.lease.give_back();
         Ok(())
     }
 }
 
-/// A connection on loan from its pool. Dropped, it goes back, after a rollback where that is needed.
-struct Lease {
-    connection: Option<PoolConnection<Sqlite>>,
-    pool: SqlitePool,
-    /// Connections that the pool keeps.
-    kept: u32,
-    in_transaction: bool,
-    /// It may still be running something: it is closed.
-    broken: bool,
-    /// It was dropped and has a task that rolls back. At the end of the runtime the task is dropped, and a new one would be
-    /// dropped at once, in a circle: it is closed.
-    is_dropped: bool,
+/// Opens connections to one file.
+struct File {
+    options: SqliteConnectOptions,
+    timeout: Duration,
+    name: String,
 }
 
-impl Lease {
-    async fn take(store: &Store, pool: &SqlitePool) -> Result<Lease> {
-        let connection = pool.acquire().await.map_err(|error| match error {
-            sqlx::Error::PoolTimedOut => {
-                let seconds = store.settings.pool_timeout.as_secs_f64();
-                let message = format!("no connection to `{}` came free within {seconds} s (pool_timeout)", store.name);
-                Error { retry: Retry::Safe, ..Error::new(ErrorKind::Timeout, message) }
-            }
-            other => translate(&store.name, other),
-        })?;
-        let (pool, kept) = (pool.clone(), store.settings.pool_size.max(1));
-        Ok(Lease { connection: Some(connection), pool, kept, in_transaction: false, broken: false, is_dropped: false })
+impl Connector for File {
+    type Connection = SqliteConnection;
+
+    async fn connect(&self) -> Result<SqliteConnection> {
+        let connecting = async {
+            let mut connection = self.options.connect().await?;
+            let timeout = self.timeout;
+            let mut locked = connection.lock_handle().await?;
+            guard::harden(locked.as_raw_handle());
+            locked.set_progress_handler(PROGRESS_INSTRUCTIONS, move || {
+                guard::running_since().is_none_or(|since| since.elapsed() < timeout)
+            });
+            drop(locked);
+            Ok(connection)
+        };
+        connecting.await.map_err(|error| translate(&self.name, error))
     }
 
-    fn connection(&mut self) -> &mut SqliteConnection {
-        self.connection.as_mut().expect("it is taken only when it ends")
+    async fn roll_back(connection: &mut SqliteConnection) -> bool {
+        // It fails where SQLite has rolled back by itself.
+        let _ = connection.execute("ROLLBACK").await;
+        !is_in_transaction(connection).await
     }
 
-    async fn roll_back(&mut self) {
-        if self.in_transaction && !self.broken {
-            // It fails where SQLite has rolled back by itself.
-            let _ = self.connection().execute("ROLLBACK").await;
-            self.in_transaction = self.is_in_transaction().await;
-        }
-    }
-
-    /// What SQLite says; a connection that does not answer is taken for one that is, and then nothing can be done with
-    /// it.
-    async fn is_in_transaction(&mut self) -> bool {
-        match self.connection().lock_handle().await {
-            Ok(mut locked) => guard::in_transaction(locked.as_raw_handle()),
-            Err(_) => true,
-        }
-    }
-
-    /// Whether its connection is not to be used again, or was opened under load.
-    fn is_closed_now(&self) -> bool {
-        self.broken || self.in_transaction || self.pool.size() > self.kept
-    }
-
-    /// Waits until the pool has it, so that the next one who asks does not open another.
-    async fn give_back(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        match self.is_closed_now() {
-            true => connection.close_on_drop(),
-            false => connection.return_to_pool().await,
-        }
+    /// The last one to close moves the log into the file.
+    async fn close(connection: SqliteConnection) {
+        let _ = connection.close().await;
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if self.in_transaction && !self.broken && !self.is_dropped => {
-                let pool = self.pool.clone();
-                let mut lease = Lease { connection: Some(connection), pool, is_dropped: true, ..*self };
-                runtime.spawn(async move {
-                    lease.roll_back().await;
-                    lease.give_back().await;
-                });
-            }
-            Ok(_) if self.is_closed_now() => connection.close_on_drop(),
-            Ok(_) => {}
-            // The pool cannot take it back without a runtime: the program is at its end.
-            Err(_) => drop(connection.leak()),
-        }
+/// What SQLite says; a connection that does not answer is taken for one that is, and then nothing can be done with it.
+async fn is_in_transaction(connection: &mut SqliteConnection) -> bool {
+    match connection.lock_handle().await {
+        Ok(mut locked) => guard::in_transaction(locked.as_raw_handle()),
+        Err(_) => true,
     }
+}
+
+fn bounds(settings: &SqliteSettings) -> Bounds {
+    let SqliteSettings { pool_size, max_overflow, pool_timeout, pool_recycle, .. } = *settings;
+    Bounds { kept: pool_size.max(1), overflow: max_overflow, timeout: pool_timeout, recycle: pool_recycle }
 }
 
 /// A pool that opens nothing before it is asked.
-fn pool(settings: &SqliteSettings, options: SqliteConnectOptions) -> SqlitePool {
-    let (kept, timeout) = (settings.pool_size.max(1), settings.timeout);
+fn pool(settings: &SqliteSettings, options: SqliteConnectOptions, name: &str) -> Pool {
+    let timeout = settings.timeout;
     let options = options
         .foreign_keys(true)
         // SQLite counts milliseconds in 31 bits.
@@ -567,24 +542,7 @@ fn pool(settings: &SqliteSettings, options: SqliteConnectOptions) -> SqlitePool 
         .pragma("cache_size", format!("-{CACHE_KIB}"))
         .thread_name(|id| format!("larder-sqlite-{id}"))
         .disable_statement_logging();
-    SqlitePoolOptions::new()
-        .max_connections(kept.saturating_add(settings.max_overflow))
-        .acquire_timeout(settings.pool_timeout)
-        .max_lifetime(settings.pool_recycle)
-        .idle_timeout(None)
-        // A connection to a file does not go away while it is idle.
-        .test_before_acquire(false)
-        .after_connect(move |connection, _| {
-            Box::pin(async move {
-                let mut locked = connection.lock_handle().await?;
-                guard::harden(locked.as_raw_handle());
-                locked.set_progress_handler(PROGRESS_INSTRUCTIONS, move || {
-                    guard::running_since().is_none_or(|since| since.elapsed() < timeout)
-                });
-                Ok(())
-            })
-        })
-        .connect_lazy_with(options)
+    Pool::new(File { options, timeout, name: name.to_owned() }, bounds(settings), &format!("`{name}`"))
 }
 
 fn arguments(params: Vec<SqlValue>) -> Result<SqliteArguments> {
