@@ -329,6 +329,7 @@ impl Store {
                         enforces_references: opened.enforces_references,
                         enforces_fields: opened.enforces_fields,
                         has_rules: opened.has_rules,
+                        needs_no_flush: opened.needs_no_flush,
                         warnings: opened.warnings.iter().map(|warning| one_line(warning)).collect(),
                     });
                     return Ok(instance);
@@ -386,9 +387,15 @@ impl Store {
         match operation {
             "flush" => false,
             "load" => true,
-            "apply" | "transaction.commit" => before || self.plugin.description.features.deferred_sync,
+            "apply" | "transaction.commit" => before || self.defers_sync(),
             _ => before,
         }
+    }
+
+    /// Whether a write is durable only after a `flush`.
+    fn defers_sync(&self) -> bool {
+        let needs_no_flush = self.opened.get().is_some_and(|opened| opened.needs_no_flush);
+        self.plugin.description.features.deferred_sync && !needs_no_flush
     }
 
     /// An error of the strategy's, with what a person can do about it.
@@ -788,7 +795,7 @@ impl Repository {
         let (results, lease) = leased!(store, lease_to_write(deadline), "apply", |guest, context| guest
             .call_apply(context, &writes, atomic, &now));
         let wrote = results.iter().any(Result::is_ok);
-        if wrote && store.plugin.description.features.deferred_sync {
+        if wrote && store.defers_sync() {
             store.make_durable(lease, deadline).await?;
         } else {
             store.release(lease);

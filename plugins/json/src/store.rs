@@ -214,7 +214,9 @@ impl<F: Files> JsonStore<F> {
             windows: RefCell::default(),
             unchanged: Rc::default(),
         };
-        Ok((store, Opened::default()))
+        // What `flush` would sync, nobody wants synced; what was loaded it may fold.
+        let opened = Opened { needs_no_flush: !store.config.sync_writes, ..Opened::default() };
+        Ok((store, opened))
     }
 
     pub(crate) fn collection(&self, name: &str) -> Result<Rc<Collection>> {
