@@ -42,6 +42,9 @@ const READ_ATTEMPTS_MAX: u32 = 10;
 /// entities, whose ids may lie far apart.
 const PLAIN_BYTES: usize = 1 << 20;
 const COMPRESSED_BYTES: usize = 32 << 20;
+/// A journal of up to this size is read at once to be folded: its bodies are wanted in the order of the document, in which
+/// none lies beside the next, and to read each by itself cost as much as to append it.
+const FOLDED_AT_ONCE_BYTES_MAX: u64 = 32 << 20;
 /// Scans that are read ahead for.
 const WINDOWS_MAX: usize = 4;
 
@@ -1153,6 +1156,16 @@ impl<'a, F: Files> Bodies<'a, F> {
     }
 
     /// A part of the document's text.
+    /// Brings all that the journal holds, where that is not too much to have in memory.
+    pub(crate) fn read_journal_ahead(&mut self) -> Result<()> {
+        match &mut self.journal {
+            Some(journal) if journal.size() <= FOLDED_AT_ONCE_BYTES_MAX => {
+                journal.read(0, journal.size() as usize).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn text(&mut self, offset: u64, len: usize) -> Result<&[u8]> {
         match &mut self.document {
             Some(reader) => reader.read(offset, len),
