@@ -612,8 +612,7 @@ impl Repository {
     /// The write that a save is.
     fn put(&self, collection: &str, body: &[u8], expect: Expectation) -> Result<Put> {
         let definition = self.collection(collection)?;
-        let fields = entity::check(definition, None, body)?;
-        let id = entity::key_of(definition, &fields)?.to_owned();
+        let id = entity::check_key(definition, None, body)?;
         Ok(Put { collection: collection.into(), id, body: body.to_vec(), expect })
     }
 
@@ -624,7 +623,7 @@ impl Repository {
     /// `rejected` as for [`Repository::save`].
     pub async fn update(&self, collection: &str, id: &str, body: &[u8], version: Option<u64>) -> Result<Outcome> {
         let definition = self.collection(collection)?;
-        entity::check(definition, Some(id), body)?;
+        entity::check_key(definition, Some(id), body)?;
         let expect = version.map_or(Expectation::Present, Expectation::Version);
         self.write(Write::Put(Put { collection: collection.into(), id: id.into(), body: body.to_vec(), expect })).await
     }
@@ -660,7 +659,7 @@ impl Repository {
         version: Option<u64>,
         condition: &Filter,
     ) -> Result<Outcome> {
-        entity::check(self.collection(collection)?, Some(id), body)?;
+        entity::check_key(self.collection(collection)?, Some(id), body)?;
         self.rewrite(collection, id, version, Some(condition), |_| Ok(body.to_vec())).await
     }
 
