@@ -47,6 +47,8 @@ impl FineTimes {
 }
 
 /// Whether the kernel gave the change a time that its clock of ticks did not show.
+// How wide the system's numbers are differs from one to the next.
+#[allow(clippy::unnecessary_cast)]
 #[cfg(target_os = "linux")]
 fn is_between_ticks(changed: &Stat) -> bool {
     use rustix::time::{ClockId, clock_gettime};
