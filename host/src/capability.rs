@@ -171,8 +171,8 @@ impl types::Host for State {}
 
 impl State {
     /// There is one wherever the interface is linked, because both follow from the same grant.
-    fn directory(&self) -> wasmtime::Result<Directory> {
-        self.files.clone().ok_or_else(|| wasmtime::Error::msg("no directory was granted"))
+    fn directory(&self) -> wasmtime::Result<&Directory> {
+        self.files.as_ref().ok_or_else(|| wasmtime::Error::msg("no directory was granted"))
     }
 
     fn database(&self) -> wasmtime::Result<Database> {

@@ -329,6 +329,7 @@ impl Store {
                         enforces_references: opened.enforces_references,
                         enforces_fields: opened.enforces_fields,
                         has_rules: opened.has_rules,
+                        needs_no_flush: opened.needs_no_flush,
                         warnings: opened.warnings.iter().map(|warning| one_line(warning)).collect(),
                     });
                     return Ok(instance);
@@ -386,9 +387,15 @@ impl Store {
         match operation {
             "flush" => false,
             "load" => true,
-            "apply" | "transaction.commit" => before || self.plugin.description.features.deferred_sync,
+            "apply" | "transaction.commit" => before || self.defers_sync(),
             _ => before,
         }
+    }
+
+    /// Whether a write is durable only after a `flush`.
+    fn defers_sync(&self) -> bool {
+        let needs_no_flush = self.opened.get().is_some_and(|opened| opened.needs_no_flush);
+        self.plugin.description.features.deferred_sync && !needs_no_flush
     }
 
     /// An error of the strategy's, with what a person can do about it.
@@ -607,8 +614,7 @@ impl Repository {
     /// The write that a save is.
     fn put(&self, collection: &str, body: &[u8], expect: Expectation) -> Result<Put> {
         let definition = self.collection(collection)?;
-        let fields = entity::check(definition, None, body)?;
-        let id = entity::key_of(definition, &fields)?.to_owned();
+        let id = entity::check_key(definition, None, body)?;
         Ok(Put { collection: collection.into(), id, body: body.to_vec(), expect })
     }
 
@@ -619,7 +625,7 @@ impl Repository {
     /// `rejected` as for [`Repository::save`].
     pub async fn update(&self, collection: &str, id: &str, body: &[u8], version: Option<u64>) -> Result<Outcome> {
         let definition = self.collection(collection)?;
-        entity::check(definition, Some(id), body)?;
+        entity::check_key(definition, Some(id), body)?;
         let expect = version.map_or(Expectation::Present, Expectation::Version);
         self.write(Write::Put(Put { collection: collection.into(), id: id.into(), body: body.to_vec(), expect })).await
     }
@@ -655,7 +661,7 @@ impl Repository {
         version: Option<u64>,
         condition: &Filter,
     ) -> Result<Outcome> {
-        entity::check(self.collection(collection)?, Some(id), body)?;
+        entity::check_key(self.collection(collection)?, Some(id), body)?;
         self.rewrite(collection, id, version, Some(condition), |_| Ok(body.to_vec())).await
     }
 
@@ -790,7 +796,7 @@ impl Repository {
         let (results, lease) = leased!(store, lease_to_write(deadline), "apply", |guest, context| guest
             .call_apply(context, &writes, atomic, &now));
         let wrote = results.iter().any(Result::is_ok);
-        if wrote && store.plugin.description.features.deferred_sync {
+        if wrote && store.defers_sync() {
             store.make_durable(lease, deadline).await?;
         } else {
             store.release(lease);

@@ -413,6 +413,8 @@ pub struct Opened {
     pub enforces_fields: bool,
     /// There are rules that only `validate` knows.
     pub has_rules: bool,
+    /// With the feature `deferred_sync`: a `flush` would do nothing for writes, only for loads.
+    pub needs_no_flush: bool,
     /// Sentences that whoever opened it should read.
     pub warnings: Vec<String>,
 }

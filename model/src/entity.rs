@@ -44,6 +44,17 @@ pub fn version_of(collection: &Collection, entity: &Map<String, Value>) -> u64 {
     entity.get(&collection.stamps.version).and_then(usable_version).unwrap_or(0)
 }
 
+/// Of what is stored, all that [`version_of`] and [`stamp`] look at.
+///
+/// # Errors
+/// Those of [`json::parse_object`].
+pub fn stamped_members(collection: &Collection, body: &[u8]) -> Result<Map<String, Value>> {
+    let stamps = &collection.stamps;
+    let times = stamps.created.iter().chain(&stamps.updated);
+    let wanted: Vec<&str> = std::iter::once(&stamps.version).chain(times).map(String::as_str).collect();
+    json::parse_members(body, &wanted)
+}
+
 fn usable_version(value: &Value) -> Option<u64> {
     let Value::Number(number) = value else { return None };
     number.as_str().parse::<i64>().ok()?.try_into().ok()
@@ -52,11 +63,19 @@ fn usable_version(value: &Value) -> Option<u64> {
 /// Reads an entity and finds its key in it, equal to `id` where one is given. The rest is not looked at: what is loaded
 /// stays as others wrote it.
 pub fn parse(collection: &Collection, id: Option<&str>, body: &[u8]) -> Result<Map<String, Value>> {
+    with_key(collection, id, json::parse_object(body))
+}
+
+fn with_key(
+    collection: &Collection,
+    id: Option<&str>,
+    parsed: Result<Map<String, Value>>,
+) -> Result<Map<String, Value>> {
     let context = |error: Error| match id {
         Some(id) => Error::invalid(format!("{} {}: {error}", collection.name, quoted(id))),
         None => Error::invalid(format!("{}: {error}", collection.name)),
     };
-    let entity = json::parse_object(body).map_err(context)?;
+    let entity = parsed.map_err(context)?;
     let key = key_of(collection, &entity)?;
     match id {
         Some(id) if id != key => Err(Error::invalid(format!(
@@ -72,7 +91,17 @@ pub fn parse(collection: &Collection, id: Option<&str>, body: &[u8]) -> Result<M
 
 /// What a write asks of a body: [`parse`], and a version that is absent or usable. `null` is not a version.
 pub fn check(collection: &Collection, id: Option<&str>, body: &[u8]) -> Result<Map<String, Value>> {
-    let entity = parse(collection, id, body)?;
+    with_version(collection, parse(collection, id, body)?)
+}
+
+/// [`check`] for who passes the body on as it is: its key.
+pub fn check_key(collection: &Collection, id: Option<&str>, body: &[u8]) -> Result<String> {
+    let members = json::parse_members(body, &[&collection.key, &collection.stamps.version]);
+    let entity = with_version(collection, with_key(collection, id, members)?)?;
+    key_of(collection, &entity).map(str::to_owned)
+}
+
+fn with_version(collection: &Collection, entity: Map<String, Value>) -> Result<Map<String, Value>> {
     match entity.get(&collection.stamps.version) {
         Some(version) if usable_version(version).is_none() => Err(Error::invalid(format!(
             "{} {}: the version member {} is not a non-negative integer below 2^63 \

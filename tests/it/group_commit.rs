@@ -19,11 +19,14 @@ struct Ledger {
 
 impl Ledger {
     async fn open() -> Ledger {
-        let folder = Folder::new(
-            r#"{"storage": {"strategy": "ledger", "stores": {"ledger":
-                {"strategy": "ledger", "grants": {"files": {"directory": "@/ledger"}}}}},
-                "plugins": {"call_timeout": 2.5}}"#,
-        );
+        Ledger::open_with("{}").await
+    }
+
+    async fn open_with(section: &str) -> Ledger {
+        let config = r#"{"storage": {"strategy": "ledger", "stores": {"ledger": {"strategy": "ledger",
+                "ledger_strategy": SECTION, "grants": {"files": {"directory": "@/ledger"}}}}},
+                "plugins": {"call_timeout": 2.5}}"#;
+        let folder = Folder::new(&config.replace("SECTION", section));
         let host = folder.host_with(&guests());
         let repository = host.open(None).await.expect("a store that opens");
         Ledger { folder, repository, host }
@@ -108,6 +111,22 @@ async fn of_many_saves_at_once_few_flush_and_each_is_durable_when_it_is_acknowle
     assert_eq!(ledger.lines().len(), 64);
     let flushes = ledger.flushes().await;
     assert!(flushes <= 16, "{flushes} flushes of 64 saves at once");
+}
+
+#[tokio::test]
+async fn a_store_that_needs_no_flush_is_flushed_after_loads_alone() {
+    let ledger = Ledger::open_with(r#"{"needs_no_flush": true}"#).await;
+    save(&ledger.repository, "saved").await.expect("a save");
+    let mut transaction = ledger.hold().await;
+    let body = json!({ "template_id": "committed" }).to_string();
+    transaction.save("templates", body.as_bytes(), Expectation::Any).await.expect("a save");
+    transaction.commit().await.expect("a commit");
+    assert_eq!((ledger.flushes().await, ledger.lines()), (0, Vec::new()));
+    let entity =
+        Entity { id: "loaded".into(), version: 1, body: json!({ "template_id": "loaded" }).to_string().into_bytes() };
+    ledger.repository.load("templates", vec![entity], Existing::Fail).await.expect("a load");
+    ledger.repository.flush().await.expect("a flush");
+    assert_eq!((ledger.flushes().await, ledger.has("loaded")), (1, true));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 //! larger transfers run on blocking threads. Files that are used again and again stay open (`kept`).
 
 mod kept;
+mod times;
 
 use std::{
     collections::{HashSet, hash_map::DefaultHasher},
@@ -15,9 +16,12 @@ use std::{
     hash::{BuildHasher, Hash, Hasher, RandomState},
     io::{self, ErrorKind as Io, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use cap_std::{
@@ -32,6 +36,7 @@ use rustix::{
     fs::{AtFlags, FlockOperation, OFlags, Stat},
     io::Errno,
 };
+use times::{FineTimes, mark_changed};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, timeout_at},
@@ -51,6 +56,8 @@ const NAMES_MAX: usize = 1_000_000;
 const HANDLES_MAX: usize = 64;
 /// The longest path taken; the kernel's own bound.
 const PATH_BYTES_MAX: usize = 4096;
+/// How often a file that was removed between the look at it and an append is made again.
+const APPEND_ATTEMPTS_MAX: u32 = 4;
 /// How often a lock file that was replaced between open and lock is opened again.
 const LOCK_ATTEMPTS_MAX: u32 = 16;
 /// So long, whoever is first in the queue for a lock looks at it without pause: most are held for less.
@@ -88,10 +95,16 @@ pub enum LockMode {
 ///
 /// The directory need not exist: until the first write makes it, there are no files in it.
 #[derive(Debug, Clone)]
-pub struct Directory(Arc<Inner>, Held);
+pub struct Directory(Arc<Inner>, Arc<Borrower>);
 
-/// The lock files that one instance holds.
-type Held = Arc<Mutex<Vec<Weak<LockedFile>>>>;
+/// What is of one instance alone.
+#[derive(Debug, Default)]
+struct Borrower {
+    /// The lock files that it holds.
+    held: Mutex<Vec<Weak<LockedFile>>>,
+    /// The call that it is in, by a number that no other call has; 0 where nobody says.
+    call: AtomicU64,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -105,6 +118,9 @@ struct Inner {
     queue: Arc<tokio::sync::Mutex<()>>,
     handles: Arc<Semaphore>,
     kept: Arc<Kept>,
+    /// Calls that began, of all instances.
+    calls: AtomicU64,
+    fine_times: FineTimes,
     /// Folders with names that are not durable yet, because `append` made a file or `remove` took one away.
     unsynced_folders: Mutex<HashSet<PathBuf>>,
     /// Folders in which what crashed processes left was looked for.
@@ -187,20 +203,32 @@ impl Directory {
                 queue: Arc::default(),
                 handles: Arc::new(Semaphore::new(HANDLES_MAX)),
                 kept: Arc::default(),
+                calls: AtomicU64::new(0),
+                fine_times: FineTimes::default(),
                 unsynced_folders: Mutex::default(),
                 swept_folders: Mutex::default(),
             }),
-            Held::default(),
+            Arc::default(),
         )
     }
 
     /// The same grant for an instance of its own: what the locks of one are held for is nothing to another.
     pub fn for_instance(&self) -> Self {
-        Directory(self.0.clone(), Held::default())
+        Directory(self.0.clone(), Arc::default())
+    }
+
+    /// Says that another call of the plugin begins, in which nothing was looked at yet. Where nobody says so, each use of a
+    /// file looks at its path.
+    pub fn begin_call(&self) {
+        self.1.call.store(self.0.calls.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    fn call(&self) -> u64 {
+        self.1.call.load(Ordering::Relaxed)
     }
 
     fn note_held(&self, lock: Lock) -> Lock {
-        let mut held = locked(&self.1);
+        let mut held = locked(&self.1.held);
         held.retain(|file| file.strong_count() > 0);
         held.extend(lock.file.as_ref().map(Arc::downgrade));
         lock
@@ -210,7 +238,7 @@ impl Directory {
     /// say. So until its end it holds every lock that its instance held, or it would write over what the next holder of
     /// a lock wrote.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        let held: Vec<Arc<LockedFile>> = locked(&self.1).iter().filter_map(Weak::upgrade).collect();
+        let held: Vec<Arc<LockedFile>> = locked(&self.1.held).iter().filter_map(Weak::upgrade).collect();
         let guarded = move || {
             let result = work();
             drop(held);
@@ -406,6 +434,9 @@ impl Directory {
     pub async fn stat(&self, path: &str) -> Result<Option<FileStat>> {
         check_path(path)?;
         if let Some(seen) = self.glance(path) {
+            if let Some(there) = &seen {
+                self.0.kept.see(path, there, self.call());
+            }
             return Ok(seen.as_ref().map(stat_of));
         }
         match self.metadata(path)? {
@@ -418,7 +449,13 @@ impl Directory {
     /// `files.read`: at most [`READ_BYTES_MAX`] a call.
     pub async fn read(&self, path: &str, offset: u64, max_bytes: u32) -> Result<Option<Vec<u8>>> {
         check_path(path)?;
-        let Some(opened) = self.open_to_read(path)? else { return Ok(None) };
+        // Where more is asked for than was seen, it may be there now.
+        let end = offset.saturating_add(max_bytes.into());
+        let opened = match self.0.kept.take_seen(path, Purpose::Read, self.call(), end) {
+            Some(opened) => Some(opened),
+            None => self.open_to_read(path)?,
+        };
+        let Some(opened) = opened else { return Ok(None) };
         let left = (opened.stat.st_size as u64).saturating_sub(offset);
         let wanted = left.min(max_bytes.min(READ_BYTES_MAX).into()) as usize;
         let name = path.to_string();
@@ -434,18 +471,37 @@ impl Directory {
     /// `files.append`.
     pub async fn append(&self, path: &str, data: Vec<u8>) -> Result<FileStat> {
         check_path(path)?;
-        let opened = self.open_to_append(path)?;
-        let name = path.to_string();
-        let small = data.len() <= INLINE_WRITE_BYTES_MAX;
-        let append = move || {
-            (&opened.file).write_all(&data).map_err(|error| io_error(&name, &error))?;
-            mark_changed(&opened.file);
-            let stat = stat_of_file(&opened.file, &name)?;
-            Ok((opened, stat))
-        };
-        let (opened, stat) = if small { append()? } else { self.blocking(append).await? };
-        self.0.kept.put(opened);
-        Ok(stat)
+        let mut seen = self.0.kept.take_seen(path, Purpose::Write, self.call(), 0);
+        let mut data = data;
+        for _ in 0..APPEND_ATTEMPTS_MAX {
+            let mut opened = match seen.take() {
+                Some(opened) => opened,
+                None => self.open_to_append(path)?,
+            };
+            let name = path.to_string();
+            let small = data.len() <= INLINE_WRITE_BYTES_MAX;
+            let append = move || {
+                (&opened.file).write_all(&data).map_err(|error| io_error(&name, &error))?;
+                if !opened.is_timed_finely {
+                    mark_changed(&opened.file);
+                }
+                opened.stat = rustix::fs::fstat(&opened.file).map_err(|errno| io_error(&name, &errno.into()))?;
+                Ok((opened, data))
+            };
+            let mut appended = if small { append()? } else { self.blocking(append).await? };
+            let opened = &mut appended.0;
+            // Removed or replaced since the look: what was appended is nowhere.
+            if opened.stat.st_nlink > 0 {
+                opened.is_timed_finely = opened.is_timed_finely || self.0.fine_times.are_those_of(&opened.stat);
+                let stat = stat_of(&opened.stat);
+                self.0.kept.put(appended.0);
+                return Ok(stat);
+            }
+            appended.0.close();
+            data = appended.1;
+        }
+        let message = format!("{path} is removed as soon as it is written to");
+        Err(Error { retry: Retry::UnknownOutcome, ..Error::new(ErrorKind::Unavailable, message) })
     }
 
     /// `files.sync`: the file, and its name where that is new.
@@ -581,7 +637,7 @@ impl Directory {
         while let Some(mut opened) = self.0.kept.take(path, purpose) {
             match self.glance(path) {
                 Some(Some(there)) if opened.is(&there) => {
-                    opened.stat = there;
+                    opened.see(there, self.call());
                     return Some(opened);
                 }
                 _ => opened.close(),
@@ -880,11 +936,6 @@ fn read_up_to(file: &File, offset: u64, wanted: usize) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(wanted);
     Ok(bytes)
-}
-
-/// Gives the file a time finer than the kernel's tick, where this process may set it.
-fn mark_changed(file: &File) {
-    let _ = file.set_modified(SystemTime::now());
 }
 
 fn list(dir: &Dir, folder: &str, name_prefix: &str) -> Result<Vec<(String, FileStat)>> {
@@ -1342,6 +1393,63 @@ mod tests {
             directory.append("doc", b"anew".to_vec()).await.unwrap();
             assert_eq!(fs::read(store.join("doc")).unwrap(), b"anew");
             assert_eq!(fs::read(store.join("aside")).unwrap(), before, "round {round}");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_look_serves_a_call_and_the_next_call_looks_again() {
+        let (outer, directory) = store();
+        let store = outer.path().join("store");
+        let replace = |text: &str| {
+            fs::write(store.join("new"), text).unwrap();
+            fs::rename(store.join("new"), store.join("doc")).unwrap();
+        };
+        let look = async || {
+            directory.append("doc", Vec::new()).await.unwrap();
+            directory.begin_call();
+            directory.stat("doc").await.unwrap()
+        };
+        let read = async |max_bytes| directory.read("doc", 0, max_bytes).await.unwrap().unwrap();
+        directory.append("doc", b"one".to_vec()).await.unwrap();
+
+        assert_eq!(look().await.unwrap().size, 3);
+        replace("two");
+        assert_eq!(read(3).await, b"one", "this is what was seen");
+        assert_eq!(read(4).await, b"two", "more was asked for than was seen");
+        replace("three");
+        directory.begin_call();
+        assert_eq!(read(3).await, b"thr", "nothing was looked at in this call");
+        let (other, _) = (directory.for_instance(), look().await);
+        replace("four");
+        other.begin_call();
+        assert_eq!(other.read("doc", 0, 3).await.unwrap().unwrap(), b"fou", "this call is another one's");
+
+        // What was replaced or removed since the look is not appended to.
+        look().await;
+        replace("five");
+        assert_eq!(directory.append("doc", b"!".to_vec()).await.unwrap().size, 5);
+        assert_eq!(fs::read(store.join("doc")).unwrap(), b"five!");
+        look().await;
+        fs::remove_file(store.join("doc")).unwrap();
+        assert_eq!(directory.append("doc", b"anew".to_vec()).await.unwrap().size, 4);
+        assert_eq!(fs::read(store.join("doc")).unwrap(), b"anew");
+        look().await;
+        replace("six");
+        directory.truncate("doc", 2).await.unwrap();
+        assert_eq!(fs::read(store.join("doc")).unwrap(), b"si");
+    }
+
+    #[tokio::test]
+    async fn an_edit_of_what_was_just_appended_is_seen_though_the_size_is_the_same() {
+        let (outer, directory) = store();
+        let path = outer.path().join("store/doc");
+        for i in 0..200_u32 {
+            directory.begin_call();
+            directory.stat("doc").await.unwrap();
+            let appended = directory.append("doc", vec![b'a'; 3]).await.unwrap();
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"b", u64::from(i)).unwrap();
+            assert_ne!(directory.stat("doc").await.unwrap(), Some(appended), "append {i}");
         }
     }
 

@@ -87,8 +87,11 @@ impl Instance {
         }
     }
 
-    /// The exports, and the store to call them with.
+    /// The exports, and the store to call one of them with.
     pub(crate) fn parts(&mut self) -> (&repository::Guest, &mut Store<State>) {
+        if let Some(files) = &self.store.data().files {
+            files.begin_call();
+        }
         (self.strategy.larder_storage_repository(), &mut self.store)
     }
 }

@@ -233,9 +233,7 @@ impl Transaction {
             }
         };
         match store.settle(lease, operation, ended)? {
-            Settled::Value((), lease) if commit && store.plugin.description.features.deferred_sync => {
-                store.make_durable(lease, deadline).await
-            }
+            Settled::Value((), lease) if commit && store.defers_sync() => store.make_durable(lease, deadline).await,
             Settled::Value((), lease) => {
                 store.release(lease);
                 Ok(())

@@ -100,6 +100,7 @@ impl<P: Plugin> wit::Guest for Exports<P> {
                 enforces_references: opened.enforces_references,
                 enforces_fields: opened.enforces_fields,
                 has_rules: opened.has_rules,
+                needs_no_flush: opened.needs_no_flush,
                 warnings: opened.warnings,
             })
         })

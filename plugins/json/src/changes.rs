@@ -16,6 +16,8 @@ pub(crate) struct Changes {
 pub(crate) struct Change {
     /// As compact JSON; none for a removal.
     pub(crate) body: Option<Vec<u8>>,
+    /// What the body has as its version; 0 for a removal.
+    pub(crate) version: u64,
     /// When it was first made, so that new entities stand in a document in the order they came.
     pub(crate) order: u64,
 }
@@ -25,8 +27,16 @@ impl Changes {
         self.collections.is_empty()
     }
 
-    /// Puts a body, or removes where there is none.
-    pub(crate) fn set(&mut self, collection: &str, id: &str, body: Option<Vec<u8>>) {
+    /// Puts a body, which has this version.
+    pub(crate) fn put(&mut self, collection: &str, id: &str, body: Vec<u8>, version: u64) {
+        self.set(collection, id, Some(body), version);
+    }
+
+    pub(crate) fn remove(&mut self, collection: &str, id: &str) {
+        self.set(collection, id, None, 0);
+    }
+
+    fn set(&mut self, collection: &str, id: &str, body: Option<Vec<u8>>, version: u64) {
         self.count += 1;
         let order = self.count;
         if !self.collections.contains_key(collection) {
@@ -34,9 +44,9 @@ impl Changes {
         }
         let changes = self.collections.get_mut(collection).expect("it was just made");
         match changes.get_mut(id) {
-            Some(change) => change.body = body,
+            Some(change) => *change = Change { body, version, order: change.order },
             None => {
-                changes.insert(id.into(), Change { body, order });
+                changes.insert(id.into(), Change { body, version, order });
             }
         }
     }

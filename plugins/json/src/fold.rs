@@ -96,6 +96,7 @@ impl<F: Files> JsonStore<F> {
         let replacement = self.files.replace(&path)?;
         let mut out = Output::new(&self.files, &replacement, path.ends_with(".gz"));
         let mut reader = self.reader(document);
+        reader.read_journal_ahead()?;
         let written = write(&self.documents[document], changes, &mut reader, &mut out)?;
         let (fingerprint, form) = out.finish()?;
         let committed = self.files.replacement_commit(replacement, keep_old_as, true);

@@ -207,6 +207,11 @@ impl<'a, F: Files> Reader<'a, F> {
         Reader { files, path, size, form, buffer: Vec::new(), start: 0, stream: None }
     }
 
+    /// Of the file.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     fn end(&self) -> u64 {
         self.start + self.buffer.len() as u64
     }

@@ -77,7 +77,12 @@ impl<F: Files> JsonStore<F> {
             let journal = store.read_journal(|line| {
                 let mut target = target.borrow_mut();
                 if !target.holds(line.collection) {
-                    others.borrow_mut().set(line.collection, line.id, line.place.map(|_| line.body.to_vec()));
+                    let mut others = others.borrow_mut();
+                    match line.place {
+                        // Its version is of use to nobody: everything is forgotten in the end.
+                        Some(_) => others.put(line.collection, line.id, line.body.to_vec(), 0),
+                        None => others.remove(line.collection, line.id),
+                    }
                 } else if with_journal {
                     lay_over(&mut target, &line);
                 }

@@ -42,6 +42,9 @@ const READ_ATTEMPTS_MAX: u32 = 10;
 /// entities, whose ids may lie far apart.
 const PLAIN_BYTES: usize = 1 << 20;
 const COMPRESSED_BYTES: usize = 32 << 20;
+/// A journal of up to this size is read at once to be folded: its bodies are wanted in the order of the document, in which
+/// none lies beside the next, and to read each by itself cost as much as to append it.
+const FOLDED_AT_ONCE_BYTES_MAX: u64 = 32 << 20;
 /// Scans that are read ahead for.
 const WINDOWS_MAX: usize = 4;
 
@@ -214,7 +217,9 @@ impl<F: Files> JsonStore<F> {
             windows: RefCell::default(),
             unchanged: Rc::default(),
         };
-        Ok((store, Opened::default()))
+        // What `flush` would sync, nobody wants synced; what was loaded it may fold.
+        let opened = Opened { needs_no_flush: !store.config.sync_writes, ..Opened::default() };
+        Ok((store, opened))
     }
 
     pub(crate) fn collection(&self, name: &str) -> Result<Rc<Collection>> {
@@ -742,23 +747,25 @@ impl<F: Files> JsonStore<F> {
         let document = self.document_of(name)?;
         // It is about to be another, which is kept then.
         let found = self.fetch(document, changes, &collection, &[id], Keep::Never)?.remove(0);
-        let stored = found.map(|found| found.parse().map_err(|error| corrupt(name, id, &error))).transpose()?;
+        let parse = |found: Found<'_>| entity::stamped_members(&collection, found.body());
+        let stored = found.map(|found| parse(found).map_err(|error| corrupt(name, id, &error))).transpose()?;
         let version = stored.as_ref().map(|stored| entity::version_of(&collection, stored));
         match write {
             Write::Put(Put { collection: name, id, body, expect }) => {
                 check_size(&name, &id, body.len())?;
                 let body = entity::check(&collection, Some(&id), &body)?;
                 entity::check_expectation(expect, version, &name, &id)?;
-                let stamped = entity::stamp(&collection, stored.as_deref(), body, now);
+                let stamped = entity::stamp(&collection, stored.as_ref(), body, now);
                 let body = json::to_vec(&stamped);
                 check_size(&name, &id, body.len())?;
-                changes.set(&name, &id, Some(body));
-                Ok(Outcome { version: entity::version_of(&collection, &stamped), existed: stored.is_some() })
+                let version = entity::version_of(&collection, &stamped);
+                changes.put(&name, &id, body, version);
+                Ok(Outcome { version, existed: stored.is_some() })
             }
             Write::Remove(removal) => {
                 entity::check_expectation(removal.expect, version, &removal.collection, &removal.id)?;
                 if stored.is_some() {
-                    changes.set(&removal.collection, &removal.id, None);
+                    changes.remove(&removal.collection, &removal.id);
                 }
                 Ok(Outcome { version: version.unwrap_or(0), existed: stored.is_some() })
             }
@@ -823,7 +830,7 @@ impl<F: Files> JsonStore<F> {
         };
         for ((name, id, change), place) in changes.in_order().into_iter().zip(places) {
             let Some(document) = documents.iter().copied().find(|&i| self.documents[i].holds(name)) else { continue };
-            let definition = self.collections.get(name).cloned();
+            let is_configured = self.collections.contains_key(name);
             let document = &mut self.documents[document];
             document.has_journal = true;
             let Some(entities) = document.entities_mut(name) else { continue };
@@ -833,9 +840,8 @@ impl<F: Files> JsonStore<F> {
             };
             entities.set(id, place);
             entities.note_values(id, body);
-            if let (Keep::Always, Some(definition), Some(entry)) = (keep, definition, entities.get(id)) {
-                let version = text::version(body, &definition.stamps.version);
-                self.cache.keep(entry, Entity { id: id.to_string(), version, body: body.clone() });
+            if let (Keep::Always, true, Some(entry)) = (keep, is_configured, entities.get(id)) {
+                self.cache.keep(entry, Entity { id: id.to_string(), version: change.version, body: body.clone() });
             }
         }
         self.journal = Some(appendix.appended(self.journal.take(), stat));
@@ -934,7 +940,7 @@ impl<F: Files> JsonStore<F> {
                 }
             }
         }
-        changes.set(name, id, Some(text::compact(&entity.body)));
+        changes.put(name, id, text::compact(&entity.body), entity::version_of(collection, &given));
         Ok(Some(true))
     }
 
@@ -1147,6 +1153,16 @@ impl<'a, F: Files> Bodies<'a, F> {
         match reader {
             Some(reader) => reader.read(place.offset(), place.len as usize),
             None => Err(Error::new(ErrorKind::Internal, format!("{} is not where it was", self.name))),
+        }
+    }
+
+    /// Brings all that the journal holds, where that is not too much to have in memory.
+    pub(crate) fn read_journal_ahead(&mut self) -> Result<()> {
+        match &mut self.journal {
+            Some(journal) if journal.size() <= FOLDED_AT_ONCE_BYTES_MAX => {
+                journal.read(0, journal.size() as usize).map(drop)
+            }
+            _ => Ok(()),
         }
     }
 

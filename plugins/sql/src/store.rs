@@ -82,6 +82,7 @@ impl<S: Sql> SqlStore<S> {
             enforces_references: tables.iter().any(|table| !table.references.is_empty()),
             enforces_fields: strict,
             has_rules: false,
+            needs_no_flush: false,
             warnings: tables.iter().flat_map(|table| table.warnings.clone()).collect(),
         };
         Ok((SqlStore { sql, strict, tables, known: HashMap::new(), indexes_used: IndexesUsed::default() }, opened))

@@ -2,9 +2,10 @@
 //! append or a lock.
 //!
 //! A kept file proves nothing by itself: whoever takes one looks at its path, and uses it only where the very same file
-//! lies there, with the same owner and permissions. While it is open, no other file can get its number. What is in use
-//! is not in here, so two users never share an open file, and with it its lock. Few are kept, and none that nobody used
-//! for a second: a document that was deleted or replaced must not occupy the disk, nor a file system its mount.
+//! lies there, with the same owner and permissions. While it is open, no other file can get its number. One look serves
+//! the whole call of a plugin, which looks at a file before it reads it or appends to it; the next call looks again. What
+//! is in use is not in here, so two users never share an open file, and with it its lock. Few are kept, and none that
+//! nobody used for a second: a document that was deleted or replaced must not occupy the disk, nor a file system its mount.
 
 use std::{
     fs::File,
@@ -59,6 +60,10 @@ pub(super) struct Opened {
     pub(super) file: File,
     /// As it was when it was opened, or at the last look at its path.
     pub(super) stat: Stat,
+    /// In which call that was; 0 where it does not count for one.
+    seen_in: u64,
+    /// Whether the kernel is known to tell every change of this file from the one before by its time.
+    pub(super) is_timed_finely: bool,
     /// What it is kept as. None where links or folders lie on the way to it: one look would not show that it is still
     /// there.
     kept_as: Option<(String, Purpose)>,
@@ -67,7 +72,7 @@ pub(super) struct Opened {
 impl Opened {
     /// A file that is closed after its use.
     pub(super) fn once(file: File, stat: Stat) -> Self {
-        Opened { file, stat, kept_as: None }
+        Opened { file, stat, seen_in: 0, is_timed_finely: false, kept_as: None }
     }
 
     /// Opens a regular file that lies in the directory itself. None where it is something else, a link or nothing, or
@@ -76,13 +81,24 @@ impl Opened {
         let flags = purpose.flags() | OFlags::NOFOLLOW;
         let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty()).ok()?);
         let stat = rustix::fs::fstat(&file).ok().filter(is_regular)?;
-        Some(Opened { file, stat, kept_as: Some((name.to_string(), purpose)) })
+        Some(Opened { kept_as: Some((name.to_string(), purpose)), ..Opened::once(file, stat) })
     }
 
     /// Whether this is what was looked at, and would still be opened by whoever was let in before.
     pub(super) fn is(&self, there: &Stat) -> bool {
         let identity = |stat: &Stat| (stat.st_dev, stat.st_ino, stat.st_mode, stat.st_uid, stat.st_gid);
         identity(&self.stat) == identity(there)
+    }
+
+    /// Notes a look at its path, which found it there.
+    pub(super) fn see(&mut self, there: Stat, call: u64) {
+        self.stat = there;
+        self.seen_in = call;
+    }
+
+    /// Whether it was found at its path in this call.
+    pub(super) fn was_seen_in(&self, call: u64) -> bool {
+        call != 0 && self.seen_in == call
     }
 
     /// Closes it without making the caller wait for the disk.
@@ -123,10 +139,30 @@ struct KeptFile {
 impl Kept {
     /// One that was kept under this name, for its new user alone.
     pub(super) fn take(&self, name: &str, purpose: Purpose) -> Option<Opened> {
+        self.take_where(name, purpose, |_| true)
+    }
+
+    /// The same of those that were found at their path in this call, with so many bytes.
+    pub(super) fn take_seen(&self, name: &str, purpose: Purpose, call: u64, bytes_min: u64) -> Option<Opened> {
+        let is_wanted = |opened: &Opened| opened.was_seen_in(call) && opened.stat.st_size as u64 >= bytes_min;
+        self.take_where(name, purpose, is_wanted)
+    }
+
+    fn take_where(&self, name: &str, purpose: Purpose, is_wanted: impl Fn(&Opened) -> bool) -> Option<Opened> {
         let mut idle = locked(&self.0);
-        let index = idle.files.iter().rposition(|kept| kept.purpose.serves(purpose) && kept.name == name)?;
+        let is_meant = |kept: &KeptFile| kept.purpose.serves(purpose) && kept.name == name && is_wanted(&kept.opened);
+        let index = idle.files.iter().rposition(is_meant)?;
         let KeptFile { opened, name, purpose, .. } = idle.files.remove(index);
         Some(Opened { kept_as: Some((name, purpose)), ..opened })
+    }
+
+    /// Notes a look at a path: whatever is kept under this name and is what was found.
+    pub(super) fn see(&self, name: &str, there: &Stat, call: u64) {
+        for kept in &mut locked(&self.0).files {
+            if kept.name == name && kept.purpose != Purpose::Lock && kept.opened.is(there) {
+                kept.opened.see(*there, call);
+            }
+        }
     }
 
     /// Keeps a file for its next use, if it can be kept. Locks on it must have been let go.

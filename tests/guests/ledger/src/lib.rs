@@ -1,14 +1,15 @@
 //! A strategy whose writes are in its memory alone until `flush` appends them to one file, a line each: what is in the file
 //! was flushed, and what is not goes with the instance. `check` says how many flushes there were.
 //!
-//! Some ids are something to do: to get `panic` or `spin` is that, and a flush of `unwritable` or `deadly` fails.
+//! Some ids are something to do: to get `panic` or `spin` is that, and a flush of `unwritable` or `deadly` fails. With
+//! `needs_no_flush` in its section it says that of the store.
 
 use larder_guest::{Files, Strategy};
 use larder_model::{
     Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Features, Isolation, Loaded, Opened, Outcome,
     Page, Query, Result, Violation, Write, filter::Filter,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const FILE: &str = "ledger.txt";
 const FILE_BYTES_MAX: u32 = 1 << 20;
@@ -54,15 +55,20 @@ impl<F: Files + Default> Strategy for Ledger<F> {
             isolations: vec![Isolation::Serializable],
             max_atomic_writes: 0,
             max_entity_bytes: 1 << 20,
-            config_schema: json!({ "type": "object", "additionalProperties": false }).to_string(),
+            config_schema: json!({
+                "type": "object", "additionalProperties": false, "properties": {"needs_no_flush": {"type": "boolean"}}
+            })
+            .to_string(),
         }
     }
 
-    fn open(_config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
+    fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
         let files = F::default();
         let bytes = files.read(FILE, 0, FILE_BYTES_MAX)?.unwrap_or_default();
         let flushed = String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect();
-        Ok((Ledger { files, collections, flushed, unflushed: Vec::new(), flushes: 0 }, Opened::default()))
+        let section: Value = serde_json::from_str(config).unwrap_or_default();
+        let opened = Opened { needs_no_flush: section["needs_no_flush"] == true, ..Opened::default() };
+        Ok((Ledger { files, collections, flushed, unflushed: Vec::new(), flushes: 0 }, opened))
     }
 
     fn stored_collections(&mut self) -> Result<Vec<String>> {
