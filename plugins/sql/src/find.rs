@@ -191,12 +191,14 @@ impl<'a> Order<'a> {
     }
 
     /// ` ORDER BY …`: what is absent comes first, as in the contract.
-    fn clause(&self, dialect: Dialect) -> String {
+    fn clause(&self, table: &Table) -> String {
+        let dialect = table.dialect;
         let keys: Vec<String> = self
             .columns
             .iter()
             .map(|(column, descending)| {
-                let name = quote(&column.name);
+                // The name alone would be what is selected under it, such as the text of a time.
+                let name = format!("{}.{}", table.name, quote(&column.name));
                 match (dialect, column.kind, descending) {
                     (Dialect::Sqlite, _, false) => compared(dialect, column),
                     (Dialect::Sqlite, _, true) => format!("{} DESC", compared(dialect, column)),
@@ -210,15 +212,14 @@ impl<'a> Order<'a> {
         format!(" ORDER BY {}", keys.join(", "))
     }
 
-    /// Conditions on odd rows; each finds its own by an index.
-    fn odd(&self, table: &Table) -> Vec<String> {
+    /// Conditions on odd rows, and whether the index of rows with [`EXACT`] finds them.
+    fn odd(&self, table: &Table) -> Vec<(String, bool)> {
         let mut odd = Vec::new();
         for (column, _) in self.sorting() {
             let name = quote(&column.name);
-            // By the index of the few rows that have anything there.
-            odd.push(format!("{} AND {}", is_exact(), is_mentioned(table, &quote(EXACT), &column.name)));
-            odd.push(format!("{name} IS NULL AND {}", is_beside(table, &column.name)));
-            odd.extend(plan::sorts_oddly(table, column));
+            odd.push((format!("{} AND {}", is_exact(), is_mentioned(table, &quote(EXACT), &column.name)), true));
+            odd.push((format!("{name} IS NULL AND {}", is_beside(table, &column.name)), false));
+            odd.extend(plan::sorts_oddly(table, column).map(|condition| (condition, false)));
         }
         odd
     }
@@ -483,20 +484,16 @@ impl Search<'_> {
         let mut is_cut = false;
         let mut after: Option<String> = None;
         loop {
-            let mut statement = table.statement("");
-            for (i, condition) in order.odd(table).into_iter().enumerate() {
-                if i > 0 {
-                    statement.text(" UNION ALL ");
+            // SQLite would rather take the index of a column that is compared, however many rows that finds.
+            let is_hinted = table.dialect == Dialect::Sqlite;
+            let statement = self.odd_statement(order, after.as_deref(), is_hinted);
+            let rows = match statement.run(self.database, REPLY_BYTES_MAX) {
+                // Somebody may have dropped it.
+                Err(error) if error.kind == ErrorKind::InvalidArgument && is_hinted => {
+                    self.odd_statement(order, after.as_deref(), false).run(self.database, REPLY_BYTES_MAX)?
                 }
-                statement.text(&format!("SELECT {} FROM {}", table.select, table.name));
-                let word = self.plan.conditions(&mut statement);
-                statement.text(word).text(&condition);
-                if let Some(after) = &after {
-                    statement.text(&format!(" AND {} > ", table.key)).param(SqlValue::Text(after.clone()));
-                }
-            }
-            statement.text(&format!(" ORDER BY {} LIMIT {}", table.key, ODD_ROWS_MAX + 1));
-            let rows = statement.run(self.database, REPLY_BYTES_MAX)?;
+                rows => rows?,
+            };
             let count = rows.cells.len() / table.width();
             if is_first && (rows.more || count > ODD_ROWS_MAX) {
                 return Ok(None);
@@ -534,6 +531,27 @@ impl Search<'_> {
         Ok(Some((rows, is_cut)))
     }
 
+    fn odd_statement(&self, order: &Order, after: Option<&str>, is_hinted: bool) -> Statement {
+        let table = self.table;
+        let mut statement = table.statement("");
+        for (i, (condition, is_of_exact)) in order.odd(table).into_iter().enumerate() {
+            if i > 0 {
+                statement.text(" UNION ALL ");
+            }
+            statement.text(&format!("SELECT {} FROM {}", table.select, table.name));
+            if is_hinted && is_of_exact {
+                statement.text(&format!(" INDEXED BY {}", quote(&table.exact_index.name)));
+            }
+            let word = self.plan.conditions(&mut statement);
+            statement.text(word).text(&condition);
+            if let Some(after) = after {
+                statement.text(&format!(" AND {} > ", table.key)).param(SqlValue::Text(after.to_owned()));
+            }
+        }
+        statement.text(&format!(" ORDER BY {} LIMIT {}", table.key, ODD_ROWS_MAX + 1));
+        statement
+    }
+
     /// The first rows behind a place in the order of the database, whether there are more, and which index served.
     fn plain_rows(
         &mut self,
@@ -557,7 +575,7 @@ impl Search<'_> {
                 statement.text(word);
                 after.write(&mut statement);
             }
-            statement.text(&order.clause(table.dialect));
+            statement.text(&order.clause(table));
             // One more, to know whether this is the end.
             let wanted = rows_max - found.len();
             statement.text(" LIMIT ").param(SqlValue::Integer(wanted as i64 + 1));

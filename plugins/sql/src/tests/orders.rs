@@ -11,6 +11,7 @@ on_both! {
     every_order_is_the_contracts,
     an_order_that_was_begun_is_kept_while_others_write,
     indexes_serve_what_they_are_for,
+    an_index_serves_an_order_of_rows_that_all_match,
     an_order_that_is_mostly_beside_its_column_is_the_hosts,
 }
 
@@ -238,6 +239,37 @@ fn indexes_serve_what_they_are_for(place: Place) {
             }
         }
     }
+}
+
+/// Only the order is a reason to take an index here.
+fn an_index_serves_an_order_of_rows_that_all_match(place: Place) {
+    let mut fixture = open(place, "{}", family());
+    fixture.load("requests", &[r#"{"request_id":"r1"}"#.to_owned()], Existing::Fail);
+    let machines: Vec<String> = (0..10_000)
+        .map(|i| {
+            format!(
+                r#"{{"machine_id":"m{i:05}","request_id":"r1","status":"NEW","created_at":"2025-06-30T12:00:00.{:06}Z"}}"#,
+                i * 7 % 1000
+            )
+        })
+        .collect();
+    fixture.load("machines", &machines, Existing::Fail);
+    fixture.by_hand("ANALYZE");
+    for descending in [false, true] {
+        let filter = filter::parse_json(&json::parse(br#"{"request_id":"r1"}"#).unwrap()).unwrap();
+        let order_by = vec![SortKey { field: FieldPath::member("created_at"), descending }];
+        let mut query = Query { filter: Some(filter), order_by, limit: 50, ..everything() };
+        for page in 0..3 {
+            let found = fixture.store.find("machines", &query).unwrap();
+            assert!(found.sorted);
+            assert_eq!(found.index_used.as_deref(), Some("request_id-created_at-index"), "page {page}");
+            query.cursor = found.next;
+        }
+    }
+    // An index that is gone is missed by nobody.
+    fixture.by_hand("DROP INDEX idx_machines_larder_exact");
+    let order_by = vec![SortKey { field: FieldPath::member("count"), descending: false }];
+    assert!(fixture.store.find("machines", &Query { order_by, ..everything() }).unwrap().sorted);
 }
 
 fn an_order_that_is_mostly_beside_its_column_is_the_hosts(place: Place) {
