@@ -68,7 +68,7 @@ pub(super) fn built_in() -> Vec<Collection> {
                 json("metadata"),
             ],
             indexes: vec![
-                index("status", &["status"]),
+                index("status", &["status", "created_at"]),
                 index("template_id-created_at-index", &["template_id", "created_at"]),
             ],
             references: vec![reference("template_id", "templates")],
@@ -91,7 +91,7 @@ pub(super) fn built_in() -> Vec<Collection> {
                 time("terminated_at"),
             ],
             indexes: vec![
-                index("status", &["status"]),
+                index("status", &["status", "created_at"]),
                 index("request_id-created_at-index", &["request_id", "created_at"]),
             ],
             references: vec![reference("request_id", "requests"), reference("template_id", "templates")],
