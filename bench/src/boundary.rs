@@ -28,7 +28,7 @@ use crate::native::{self, NativeFiles, NativeSql};
 use crate::report::{Row, Section};
 
 /// Entities that are loaded at once: what a migration does unless it is told otherwise.
-const BATCH_ENTITIES: usize = 1000;
+pub(crate) const BATCH_ENTITIES: usize = 1000;
 /// Bytes of a page, as the repository asks for them.
 const PAGE_BYTES: u32 = 4 << 20;
 /// Entities of a page, as the repository asks for them.
@@ -37,9 +37,9 @@ const PAGE_ENTITIES: u32 = 1000;
 const STRIDE: usize = 7919;
 
 /// A bulk load through the component takes at most this many times what the same code takes natively,
-const LOAD_RATIO_MAX: f64 = 1.5;
+pub(crate) const LOAD_RATIO_MAX: f64 = 1.5;
 /// and is not slower than one `INSERT` a row.
-const INSERTS_RATIO_MAX: f64 = 1.0;
+pub(crate) const INSERTS_RATIO_MAX: f64 = 1.0;
 
 /// A store to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,9 +82,7 @@ impl Kind {
     }
 
     fn component<'a>(self, settings: &Settings, runtime: &'a Runtime, folder: &Path) -> Result<Box<dyn Side + 'a>> {
-        let host = Host::new(self.config(folder)?, Some(&settings.plugins))?;
-        let repository = runtime.block_on(host.open(None))?;
-        Ok(Box::new(Component { runtime, host, repository }))
+        Ok(Box::new(Component::open(settings, runtime, self.config(folder)?)?))
     }
 }
 
@@ -93,7 +91,7 @@ fn database(folder: &Path) -> PathBuf {
 }
 
 /// A store, natively or through its component. Each function says how many entities it was about.
-trait Side {
+pub(crate) trait Side {
     fn prepare(&mut self) -> Result<()>;
     fn load(&mut self, collection: &str, entities: Vec<Entity>) -> Result<u64>;
     fn flush(&mut self) -> Result<()>;
@@ -105,14 +103,14 @@ trait Side {
     fn close(&mut self);
 }
 
-struct Native<'a, S> {
+pub(crate) struct Native<'a, S> {
     runtime: &'a Runtime,
     strategy: S,
     database: Option<Database>,
 }
 
 impl<'a, S: Strategy> Native<'a, S> {
-    fn open(runtime: &'a Runtime, config: &Config, store: &str) -> Result<Self> {
+    pub(crate) fn open(runtime: &'a Runtime, config: &Config, store: &str) -> Result<Self> {
         let (strategy, database) = native::open(config, store)?;
         Ok(Native { runtime, strategy, database })
     }
@@ -189,10 +187,18 @@ impl<S: Strategy> Side for Native<'_, S> {
     }
 }
 
-struct Component<'a> {
+pub(crate) struct Component<'a> {
     runtime: &'a Runtime,
     host: Host,
     repository: Repository,
+}
+
+impl<'a> Component<'a> {
+    pub(crate) fn open(settings: &Settings, runtime: &'a Runtime, config: Config) -> Result<Self> {
+        let host = Host::new(config, Some(&settings.plugins))?;
+        let repository = runtime.block_on(host.open(None))?;
+        Ok(Component { runtime, host, repository })
+    }
 }
 
 impl Side for Component<'_> {
@@ -251,14 +257,14 @@ impl Side for Component<'_> {
 }
 
 /// The sample machines with what they refer to.
-struct Data {
-    templates: Vec<Entity>,
-    requests: Vec<Entity>,
-    machines: Vec<Entity>,
+pub(crate) struct Data {
+    pub(crate) templates: Vec<Entity>,
+    pub(crate) requests: Vec<Entity>,
+    pub(crate) machines: Vec<Entity>,
 }
 
 impl Data {
-    fn new(machines: usize) -> Result<Data> {
+    pub(crate) fn new(machines: usize) -> Result<Data> {
         let text = larder_samples::machines(machines, larder_samples::SEED);
         let mut document: Map<String, Value> = serde_json::from_str(&text)?;
         let mut collection = |name: &str| {
@@ -279,7 +285,7 @@ impl Data {
     }
 
     /// Makes the tables, and what machines refer to.
-    fn load_referenced(&self, side: &mut dyn Side) -> Result<()> {
+    pub(crate) fn load_referenced(&self, side: &mut dyn Side) -> Result<()> {
         side.prepare()?;
         side.load("templates", self.templates.clone())?;
         side.load("requests", self.requests.clone())?;
@@ -287,7 +293,7 @@ impl Data {
     }
 
     /// Loads all machines, and says how long that alone took.
-    fn load_machines(&self, side: &mut dyn Side) -> Result<Duration> {
+    pub(crate) fn load_machines(&self, side: &mut dyn Side) -> Result<Duration> {
         let batches: Vec<Vec<Entity>> = self.machines.chunks(BATCH_ENTITIES).map(<[Entity]>::to_vec).collect();
         let (took, written) = timed(|| {
             let mut written = 0;
@@ -302,7 +308,7 @@ impl Data {
     }
 
     /// Machines far apart from each other.
-    fn some(&self, count: usize) -> impl Iterator<Item = &Entity> {
+    pub(crate) fn some(&self, count: usize) -> impl Iterator<Item = &Entity> {
         (0..count).map(|i| &self.machines[i * STRIDE % self.machines.len()])
     }
 }
@@ -363,15 +369,15 @@ fn load_once<'a>(
 
 /// A machine as a program would declare it.
 #[derive(Deserialize)]
-struct Machine<'a> {
-    machine_id: &'a str,
-    request_id: &'a str,
-    template_id: &'a str,
-    status: &'a str,
-    instance_type: &'a str,
-    private_ip: &'a str,
-    created_at: &'a str,
-    version: i64,
+pub(crate) struct Machine<'a> {
+    pub(crate) machine_id: &'a str,
+    pub(crate) request_id: &'a str,
+    pub(crate) template_id: &'a str,
+    pub(crate) status: &'a str,
+    pub(crate) instance_type: &'a str,
+    pub(crate) private_ip: &'a str,
+    pub(crate) created_at: &'a str,
+    pub(crate) version: i64,
 }
 
 /// The same machines into the same table with the same settings: from the same JSON, in transactions of the same size,

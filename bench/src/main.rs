@@ -2,6 +2,7 @@
 //!
 //! - [`boundary`]: the same strategy natively and as a component, and beside one `INSERT` a row.
 //! - [`documents`]: what the `json` strategy promises: flat saves, shared syncs, warm reads, opening, memory.
+//! - [`statements`]: databases, also beside the same statements sent by a program without larder.
 //! - [`migration`]: the program beside another one, as whole processes.
 //!
 //! A subject is one file with a function that gives tables ([`report::Section`]), and is listed in `SUBJECTS`. How contestants take turns is in
@@ -13,6 +14,7 @@ mod measure;
 mod migration;
 mod native;
 mod report;
+mod statements;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,8 +28,12 @@ use report::Section;
 /// What a subject is called, and what measures it.
 type Subject = (&'static str, fn(&Settings, &Runtime) -> Result<Vec<Section>>);
 
-const SUBJECTS: &[Subject] =
-    &[("boundary", boundary::measure), ("json", documents::measure), ("migration", migration::measure)];
+const SUBJECTS: &[Subject] = &[
+    ("boundary", boundary::measure),
+    ("statements", statements::measure),
+    ("json", documents::measure),
+    ("migration", migration::measure),
+];
 
 /// Where things are, and how long to measure.
 #[derive(Debug, Parser)]
@@ -41,6 +47,9 @@ struct Settings {
     /// The program `sqlite-utils`; without it the rows say that it is missing.
     #[arg(long)]
     sqlite_utils: Option<PathBuf>,
+    /// The folder of PostgreSQL's programs.
+    #[arg(long)]
+    postgres: PathBuf,
     /// A folder on the disk to measure on.
     #[arg(long)]
     work: PathBuf,

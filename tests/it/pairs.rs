@@ -81,7 +81,8 @@ fn check_from(kind: &str) {
 fn exported(folder: &Folder, store: &str) -> BTreeMap<String, Map<String, Value>> {
     let mut collections: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for line in folder.larder(&["export", "--store", store]).exits(0).stdout.lines() {
-        let mut line = object(line);
+        // An entity as deep as it may be stands one level down.
+        let mut line = json::parse_wrapping(line.as_bytes(), 1).unwrap_or_else(|error| panic!("{error} in {line}"));
         let collection = line["collection"].as_str().expect("a name").to_owned();
         let entity = line.remove("entity").expect("an entity");
         let key = format!("{}_id", collection.strip_suffix('s').expect("a plural"));

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::artifacts::{build_plugins, fresh_directory, host};
 use crate::deny::tools_directory;
+use crate::postgres::ensure_programs;
 use crate::shell::{cargo, root, run, target_directory};
 
 /// Of `sqlite-utils`, the program that migrations are measured beside.
@@ -31,6 +32,7 @@ pub(crate) fn run_benchmarks(arguments: &[&str]) -> Result<()> {
     let program = format!("larder-bench{}", std::env::consts::EXE_SUFFIX);
     let mut bench = Command::new(target_directory()?.join("release").join(program));
     bench.arg("--plugins").arg(plugins).arg("--larder").arg(larder).arg("--work").arg(&work).arg("--out").arg(&out);
+    bench.arg("--postgres").arg(ensure_programs()?);
     match ensure_sqlite_utils() {
         Ok(program) => drop(bench.arg("--sqlite-utils").arg(program)),
         Err(error) => eprintln!("warning: sqlite-utils is missing and its rows will be too: {error:#}"),

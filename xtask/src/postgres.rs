@@ -77,7 +77,7 @@ fn configuration(cluster: &Cluster) -> String {
 }
 
 /// The folder of the programs, which are installed where there are none and that is possible.
-fn ensure_programs() -> Result<PathBuf> {
+pub(crate) fn ensure_programs() -> Result<PathBuf> {
     if let Some(folder) = find_programs() {
         return Ok(folder);
     }
