@@ -7,7 +7,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use larder::{Config, Entity, ErrorKind, Existing, Expectation, Host, Put, Removal, Repository, Select, Write};
+use larder::{
+    Config, Entity, ErrorKind, Existing, Expectation, Host, Isolation, Put, Removal, Repository, Select, Write,
+};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -72,7 +74,8 @@ async fn commit(repository: &Repository, name: &str, first: u64) -> Result<()> {
             }
         });
         if n % 4 == 0 {
-            let mut transaction = repository.begin(None, false).await?;
+            // Nobody else writes these entities, so that nothing more is needed, and nobody has to begin again.
+            let mut transaction = repository.begin(Some(Isolation::ReadCommitted), false).await?;
             let rest = writes.split_off(2);
             transaction.apply(writes).await?;
             transaction.apply(rest).await?;
