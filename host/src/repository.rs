@@ -49,8 +49,8 @@ use std::time::Duration;
 
 use larder_model::filter::{self, Filter};
 use larder_model::{
-    Batch, Collection, Entity, ErrorKind, Existing, Expectation, Loaded, Opened, Outcome, Page, Put, Query, Removal,
-    Violation, Write, entity,
+    Batch, Collection, Entity, ErrorKind, Existing, Expectation, Isolation, Loaded, Opened, Outcome, Page, Put, Query,
+    Removal, Retry, Violation, Write, entity,
 };
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
@@ -58,6 +58,7 @@ use tokio::time::Instant;
 
 use crate::capability::Lent;
 use crate::capability::files::Directory;
+use crate::capability::sql::Database;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::plugin::bindings::{self, StrategyPre, types};
@@ -271,11 +272,13 @@ impl Store {
 
     /// A place for a call, and the instance that waits there, if one does.
     async fn seat(&self, deadline: Instant) -> Result<(Seat, Option<Box<Instance>>)> {
+        // To wait for an instance is to wait for a connection, where there are as many of the one as of the other.
+        let timeout = self.lent.sql.as_ref().map_or(self.limits.call_timeout, Database::pool_timeout);
+        let timeout = timeout.min(self.limits.call_timeout);
+        let deadline = deadline.min(Instant::now() + timeout);
         let late = || {
-            Error::contract(
-                ErrorKind::Timeout,
-                format!("store `{}` was busy for {} s", self.name, self.limits.call_timeout.as_secs_f64()),
-            )
+            let message = format!("store `{}` was busy for {} s", self.name, timeout.as_secs_f64());
+            Error { retry: Retry::Safe, ..Error::contract(ErrorKind::Timeout, message) }
         };
         match &self.seats {
             Seats::One(seat) => {
@@ -705,7 +708,8 @@ impl Repository {
         loop {
             attempts -= 1;
             let ended = if self.store.plugin.description.features.transactions {
-                let mut transaction = self.begin(None, false).await?;
+                // What was read under a lock stays as it is: no more is asked of the isolation.
+                let mut transaction = self.begin(Some(Isolation::ReadCommitted), false).await?;
                 let rewritten =
                     transaction.get(collection, &ids, true).await.and_then(|mut it| rewritten(it.remove(0)));
                 let (body, stored) = match rewritten {
@@ -713,7 +717,10 @@ impl Repository {
                     Err(error) => {
                         // Only so that the instance can be used again: dropped, it would be rolled back too.
                         let _ = transaction.rollback().await;
-                        return Err(error);
+                        match error.is(ErrorKind::VersionConflict) && error.retry == Retry::Safe && attempts > 0 {
+                            true => continue,
+                            false => return Err(error),
+                        }
                     }
                 };
                 match transaction.update(collection, id, &body, Some(stored)).await {
@@ -728,7 +735,10 @@ impl Repository {
                 self.update(collection, id, &body, Some(stored)).await
             };
             match ended {
-                Err(error) if error.is(ErrorKind::VersionConflict) && version.is_none() && attempts > 0 => {}
+                Err(error)
+                    if error.is(ErrorKind::VersionConflict)
+                        && (version.is_none() || error.retry == Retry::Safe)
+                        && attempts > 0 => {}
                 ended => return ended,
             }
         }

@@ -11,7 +11,7 @@ mod sqlite;
 mod tests;
 mod texts;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use larder_model::{Error, ErrorKind, Isolation, Result};
 
@@ -119,6 +119,14 @@ impl Database {
         match &self.0 {
             Backend::Sqlite(store) => store.connections(),
             Backend::Postgres(store) => store.connections(),
+        }
+    }
+
+    /// How long a call waits for a connection.
+    pub(crate) fn pool_timeout(&self) -> Duration {
+        match &self.0 {
+            Backend::Sqlite(store) => store.pool_timeout(),
+            Backend::Postgres(store) => store.pool_timeout(),
         }
     }
 

@@ -69,7 +69,7 @@ pub(crate) fn stored(
         rest = &without_nul;
     }
     while !rest.is_empty() {
-        let size = lookup_size(rest.len());
+        let size = lookup_size(table, rest.len());
         let (chunk, after) = rest.split_at(size);
         let mut wanted = chunk.to_vec();
         loop {
@@ -89,11 +89,14 @@ pub(crate) fn stored(
     Ok(found)
 }
 
-fn lookup_size(ids: usize) -> usize {
-    LOOKUP_IDS.into_iter().find(|&size| size <= ids).unwrap_or(1)
+fn lookup_size(table: &Table, ids: usize) -> usize {
+    match table.dialect {
+        Dialect::Sqlite => LOOKUP_IDS.into_iter().find(|&size| size <= ids).unwrap_or(1),
+        Dialect::Postgres => ids.min(LOOKUP_IDS[0]),
+    }
 }
 
-/// Rows of these ids. Always `size` parameters: the last id stands again for those that are missing.
+/// Rows of these ids, `size` of them at most.
 fn lookup(
     table: &Table,
     database: &dyn Database,
@@ -102,9 +105,24 @@ fn lookup(
     size: usize,
     lock: Lock,
 ) -> Result<larder_guest::Rows> {
-    let mut statement = table.statement(format!("SELECT {select} FROM {} WHERE {} IN ", table.name, table.key));
-    let last = ids.last().copied().unwrap_or_default();
-    statement.list((0..size).map(|i| SqlValue::Text(ids.get(i).copied().unwrap_or(last).to_owned())));
+    let mut statement = table.statement(format!("SELECT {select} FROM {} WHERE {}", table.name, table.key));
+    match table.dialect {
+        // One parameter, so that it is one statement, which the server plans with the index of the key. A list of many
+        // parameters it would rather compare with every row of a table that has not been analyzed yet.
+        Dialect::Postgres if size > 1 => {
+            let ids = serde_json::to_string(ids).expect("texts are JSON");
+            statement
+                .text(" = ANY (ARRAY(SELECT json_array_elements_text(")
+                .param(SqlValue::Json(ids))
+                .text("::json)))");
+        }
+        // Always `size` parameters: the last id stands again for those that are missing.
+        Dialect::Sqlite | Dialect::Postgres => {
+            let last = ids.last().copied().unwrap_or_default();
+            statement.text(" IN ");
+            statement.list((0..size).map(|i| SqlValue::Text(ids.get(i).copied().unwrap_or(last).to_owned())));
+        }
+    }
     statement.text(&lock.text(table));
     statement.run(database, REPLY_BYTES_MAX)
 }
@@ -114,7 +132,7 @@ fn stored_ids(table: &Table, database: &dyn Database, ids: &[&str]) -> Result<Ha
     let mut found = HashSet::new();
     let mut rest = ids;
     while !rest.is_empty() {
-        let (chunk, after) = rest.split_at(lookup_size(rest.len()));
+        let (chunk, after) = rest.split_at(lookup_size(table, rest.len()));
         // An id is at most 1,020 bytes, so no reply is cut.
         let rows = lookup(table, database, &table.key, chunk, chunk.len(), Lock::None)?;
         found.extend(rows.cells.into_iter().filter_map(|cell| match cell {

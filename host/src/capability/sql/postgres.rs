@@ -120,6 +120,10 @@ impl Store {
         Bounds { kept: pool_size.max(1), overflow: max_overflow, timeout: pool_timeout, recycle: pool_recycle }
     }
 
+    pub(super) fn pool_timeout(&self) -> Duration {
+        self.settings.pool_timeout
+    }
+
     pub(super) fn connections(&self) -> Connections {
         let pool = self.pool.lock().expect("nothing panics while it holds this lock");
         pool.as_ref().map_or_else(|| self.bounds().connections(), Pool::connections)
@@ -560,6 +564,11 @@ fn not_connected(error: sqlx::Error) -> Error {
                 code => unavailable(format!("PostgreSQL refuses the connection ({code})"), Retry::Safe),
             }
         }
+        // What the other side says of itself is not believed.
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => unavailable(
+            "PostgreSQL's certificate is none that `ssl_mode` and `ssl_root_cert` ask for".to_owned(),
+            Retry::Never,
+        ),
         sqlx::Error::Io(error) => unavailable(format!("PostgreSQL cannot be reached: {}", error.kind()), Retry::Safe),
         sqlx::Error::Tls(error) => unavailable(
             format!("the connection to PostgreSQL cannot be encrypted as `ssl_mode` asks: {error}"),

@@ -161,6 +161,10 @@ impl Store {
         }
     }
 
+    pub(super) fn pool_timeout(&self) -> Duration {
+        self.settings.pool_timeout
+    }
+
     /// Those of the pool that single statements and ordinary transactions share.
     pub(super) fn connections(&self) -> Connections {
         let file = self.file.lock().expect("nothing panics while it holds this lock");
