@@ -245,7 +245,7 @@ pub(super) struct SqlStrategy {
     /// Connections that are kept.
     #[schemars(range(min = 1, max = 1000))]
     pub(super) pool_size: u32,
-    /// Connections that are opened beyond `pool_size` under load, and closed on release.
+    /// Connections that are opened beyond `pool_size` under load, and closed after a second without use.
     #[schemars(range(max = 1000))]
     pub(super) max_overflow: u32,
     /// Seconds to wait for a free connection.
