@@ -137,7 +137,7 @@ impl fmt::Display for Server {
 pub struct Pool {
     /// Connections that are kept, at least 1.
     pub size: u32,
-    /// More of them under load, closed on release.
+    /// More of them under load, closed after a second without use.
     pub max_overflow: u32,
     /// For one statement.
     pub timeout: Duration,
