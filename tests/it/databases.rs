@@ -45,14 +45,18 @@ impl Server {
     }
 
     pub async fn try_connect(&self, database: &str) -> sqlx::Result<PgConnection> {
-        let options = PgConnectOptions::new_without_pgpass()
+        PgConnection::connect_with(&self.options(database)).await
+    }
+
+    /// How another program would connect.
+    pub fn options(&self, database: &str) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
             .port(self.port)
             .username(&self.user)
             .password(&self.password)
             .database(database)
-            .ssl_mode(PgSslMode::Disable);
-        PgConnection::connect_with(&options).await
+            .ssl_mode(PgSslMode::Disable)
     }
 
     /// What `sql_strategy` says of a database here, beside its `type`.

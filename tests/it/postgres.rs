@@ -17,6 +17,7 @@ use larder::query::Select;
 use larder::repository::Repository;
 use larder_model::{Entity, ErrorKind, Existing, Expectation, Isolation, Retry};
 use larder_test_cluster::{Settings, Stop};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::cluster::{Cut, Network, Site, config};
@@ -999,6 +1000,64 @@ async fn a_commit_whose_answer_is_lost_is_of_unknown_outcome_and_nothing_is_half
 
 // Many at once.
 
+/// How long each kind of call took.
+type Took = BTreeMap<&'static str, Vec<Duration>>;
+
+fn report(who: &str, seconds: u64, took: &mut Took) {
+    for (call, times) in took {
+        times.sort();
+        let part = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
+        println!("{who}, {seconds} s: {} × {call}, median {:?}, p99 {:?}", times.len(), part(50), part(99));
+    }
+}
+
+/// Reads and saves as a program without larder would send them, over a pool of the same size.
+async fn without_larder(database: &Database, clients: u64, connections: i64, seconds: u64) -> Took {
+    const READ: &str = "SELECT template_id, name, provider_api, vm_type, max_number, created_at::text, version, larder_extra \
+                        FROM templates WHERE template_id = $1";
+    let options = database.server.options(&database.name);
+    let pool = PgPoolOptions::new().max_connections(connections as u32).connect_with(options).await.expect("a pool");
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let tasks = (0..clients).map(|client| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let mut took = Took::new();
+            for n in 0.. {
+                if Instant::now() >= until {
+                    break;
+                }
+                let id = format!("c{client}-{}", n % 20);
+                let started = Instant::now();
+                sqlx::query(READ).bind(&id).fetch_optional(&pool).await?;
+                took.entry("get").or_default().push(started.elapsed());
+                let started = Instant::now();
+                let mut transaction = pool.begin().await?;
+                let locked = AssertSqlSafe(format!("{READ} FOR NO KEY UPDATE"));
+                sqlx::query(locked).bind(&id).fetch_optional(&mut *transaction).await?;
+                sqlx::query(
+                    "INSERT INTO templates (template_id, name, provider_api, vm_type, max_number, version) \
+                     VALUES ($1, 'Pool', 'RunInstances', 't3.medium', 10, 1) \
+                     ON CONFLICT (template_id) DO UPDATE SET version = templates.version + 1",
+                )
+                .bind(&id)
+                .execute(&mut *transaction)
+                .await?;
+                transaction.commit().await?;
+                took.entry("save").or_default().push(started.elapsed());
+            }
+            Ok::<_, sqlx::Error>(took)
+        })
+    });
+    let mut took = Took::new();
+    for client in tasks.collect::<Vec<_>>() {
+        for (call, mut times) in client.await.expect("a client").expect("statements without an error") {
+            took.entry(call).or_default().append(&mut times);
+        }
+    }
+    pool.close().await;
+    took
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_clients_share_a_pool_and_leave_no_connection_behind() {
     const CLIENTS: u64 = 64;
@@ -1015,7 +1074,7 @@ async fn many_clients_share_a_pool_and_leave_no_connection_behind() {
         .map(|client| {
             let (repository, mut choices) = (repository.clone(), choices.split());
             tokio::spawn(async move {
-                let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+                let mut took = Took::new();
                 let mut versions: BTreeMap<String, u64> = BTreeMap::new();
                 while Instant::now() < until {
                     let id = format!("c{client}-{}", choices.below(20));
@@ -1056,22 +1115,14 @@ async fn many_clients_share_a_pool_and_leave_no_connection_behind() {
             })
         })
         .collect();
-    let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut took = Took::new();
     for client in clients {
         for (call, mut times) in client.await.expect("a client").expect("calls without an error") {
             took.entry(call).or_default().append(&mut times);
         }
     }
-    for (call, times) in &mut took {
-        times.sort();
-        let part = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
-        println!(
-            "{CLIENTS} clients for {seconds} s: {} × {call}, median {:?}, p99 {:?}",
-            times.len(),
-            part(50),
-            part(99)
-        );
-    }
+    report("larder", seconds, &mut took);
+    report("the same statements", seconds, &mut without_larder(&database, CLIENTS, KEPT + 30, seconds).await);
     assert!(took.len() == 4 && took.values().all(|times| times.len() > 10), "hardly anything was done");
     // Those under load are gone, and so is what transactions that were dropped held.
     database.has_at_most(KEPT).await;
