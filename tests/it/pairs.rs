@@ -56,7 +56,9 @@ fn check_from(kind: &str) {
     let mut stores = vec![store("given", "json_single_file"), store("source", kind)];
     stores.extend(targets.iter().map(|target| store(target, target)));
     let config = format!(
-        r#"{{"storage": {{"strategy": "given", "stores": {{{}}}}}, "migration": {{"create_backup": false}}}}"#,
+        // A look at all of a store is one call, and twenty thousand awkward entities take it some time.
+        r#"{{"plugins": {{"call_timeout": 600}}, "migration": {{"create_backup": false}},
+             "storage": {{"strategy": "given", "stores": {{{}}}}}}}"#,
         stores.join(", ")
     );
     let mut databases: Vec<&str> = targets.iter().copied().filter(|target| target.starts_with("postgres")).collect();
