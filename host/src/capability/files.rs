@@ -433,10 +433,7 @@ impl Directory {
     /// `files.stat`.
     pub async fn stat(&self, path: &str) -> Result<Option<FileStat>> {
         check_path(path)?;
-        if let Some(seen) = self.glance(path) {
-            if let Some(there) = &seen {
-                self.0.kept.see(path, there, self.call());
-            }
+        if let Some(seen) = self.look(path) {
             return Ok(seen.as_ref().map(stat_of));
         }
         match self.metadata(path)? {
@@ -613,6 +610,13 @@ impl Directory {
         }
     }
 
+    /// A glance that counts for what follows in this call. Where it does not tell, nothing that was seen counts.
+    fn look(&self, path: &str) -> Option<Option<Stat>> {
+        let seen = self.glance(path);
+        self.0.kept.see(path, seen.as_ref().and_then(Option::as_ref), self.call());
+        seen
+    }
+
     /// The directory as it was opened last, for a path that is the name of something in it. Such a name, not followed
     /// where it is a link, leads nowhere else.
     fn directly(&self, path: &str) -> Option<Arc<Dir>> {
@@ -635,7 +639,7 @@ impl Directory {
     /// The file at a path, if it was kept open or can be opened without further ado.
     fn reopen(&self, path: &str, purpose: Purpose) -> Option<Opened> {
         while let Some(mut opened) = self.0.kept.take(path, purpose) {
-            match self.glance(path) {
+            match self.look(path) {
                 Some(Some(there)) if opened.is(&there) => {
                     opened.see(there, self.call());
                     return Some(opened);
@@ -643,7 +647,10 @@ impl Directory {
                 _ => opened.close(),
             }
         }
-        self.open_directly(path, purpose)
+        // To open it is a look, too.
+        let opened = self.open_directly(path, purpose);
+        self.0.kept.see(path, opened.as_ref().map(|opened| &opened.stat), self.call());
+        opened
     }
 
     fn open_to_read(&self, path: &str) -> Result<Option<Opened>> {
@@ -1437,6 +1444,46 @@ mod tests {
         replace("six");
         directory.truncate("doc", 2).await.unwrap();
         assert_eq!(fs::read(store.join("doc")).unwrap(), b"si");
+    }
+
+    #[tokio::test]
+    async fn what_the_last_look_of_a_call_found_is_what_is_read() {
+        let (outer, directory) = store();
+        let store = outer.path().join("store");
+        fs::create_dir(&store).unwrap();
+        let replace = |text: &str| {
+            fs::write(store.join("new"), text).unwrap();
+            fs::rename(store.join("new"), store.join("doc")).unwrap();
+        };
+        let size = async || directory.stat("doc").await.unwrap().map(|stat| stat.size);
+        let read = async |max_bytes| directory.read("doc", 0, max_bytes).await.unwrap();
+        assert_eq!(size().await, None, "which opens the directory: files are kept from here on");
+        // Kept to be appended to, or only to be read.
+        for is_appended_to in [true, false] {
+            replace("journal");
+            if is_appended_to {
+                directory.append("doc", Vec::new()).await.unwrap();
+            } else {
+                read(7).await.unwrap();
+            }
+            directory.begin_call();
+            assert_eq!(size().await, Some(7));
+            assert_eq!(read(7).await.unwrap(), b"journal");
+            replace("next");
+            assert_eq!(size().await, Some(4));
+            assert_eq!(read(4).await.unwrap(), b"next", "the call has seen that this is another file");
+            fs::remove_file(store.join("doc")).unwrap();
+            assert_eq!(size().await, None);
+            assert_eq!(read(4).await, None, "the call has seen that there is none");
+
+            // What was opened is what was seen, though nobody asked for its size.
+            replace("journal");
+            read(7).await.unwrap();
+            assert_eq!(size().await, Some(7));
+            replace("next");
+            directory.append("doc", b"!".to_vec()).await.unwrap();
+            assert_eq!(read(5).await.unwrap(), b"next!");
+        }
     }
 
     #[tokio::test]

@@ -2,10 +2,11 @@
 //! append or a lock.
 //!
 //! A kept file proves nothing by itself: whoever takes one looks at its path, and uses it only where the very same file
-//! lies there, with the same owner and permissions. While it is open, no other file can get its number. One look serves
-//! the whole call of a plugin, which looks at a file before it reads it or appends to it; the next call looks again. What
-//! is in use is not in here, so two users never share an open file, and with it its lock. Few are kept, and none that
-//! nobody used for a second: a document that was deleted or replaced must not occupy the disk, nor a file system its mount.
+//! lies there, with the same owner and permissions. While it is open, no other file can get its number. A look serves the
+//! call of a plugin, which looks at a file before it reads it or appends to it, until the same call looks at that path
+//! again; the next call looks again. What is in use is not in here, so two users never share an open file, and with it its
+//! lock. Few are kept, and none that nobody used for a second: a document that was deleted or replaced must not occupy the
+//! disk, nor a file system its mount.
 
 use std::{
     fs::File,
@@ -96,7 +97,12 @@ impl Opened {
         self.seen_in = call;
     }
 
-    /// Whether it was found at its path in this call.
+    /// Notes a look at its path, which found something else there, or nothing.
+    pub(super) fn miss(&mut self) {
+        self.seen_in = 0;
+    }
+
+    /// Whether it was found at its path in this call, and by the last look in it.
     pub(super) fn was_seen_in(&self, call: u64) -> bool {
         call != 0 && self.seen_in == call
     }
@@ -156,11 +162,15 @@ impl Kept {
         Some(Opened { kept_as: Some((name, purpose)), ..opened })
     }
 
-    /// Notes a look at a path: whatever is kept under this name and is what was found.
-    pub(super) fn see(&self, name: &str, there: &Stat, call: u64) {
-        for kept in &mut locked(&self.0).files {
-            if kept.name == name && kept.purpose != Purpose::Lock && kept.opened.is(there) {
-                kept.opened.see(*there, call);
+    /// Notes what a look at a path found. What is kept under this name and is that was seen. What is not counts as seen no
+    /// longer, though an earlier look of the same call had found it: or whoever just learned of a new file would be given
+    /// the bytes of the one before it.
+    pub(super) fn see(&self, name: &str, there: Option<&Stat>, call: u64) {
+        let mut idle = locked(&self.0);
+        for kept in idle.files.iter_mut().filter(|kept| kept.name == name && kept.purpose != Purpose::Lock) {
+            match there {
+                Some(there) if kept.opened.is(there) => kept.opened.see(*there, call),
+                _ => kept.opened.miss(),
             }
         }
     }
