@@ -45,7 +45,7 @@ const COLUMNS: &str = "machine_id, request_id, template_id, status, instance_typ
 /// Where contestants have their databases.
 enum Place {
     Sqlite,
-    Postgres(Cluster),
+    Postgres(Box<Cluster>),
 }
 
 impl Place {
@@ -295,10 +295,11 @@ impl Program {
     }
 
     async fn close(self) -> Result<()> {
-        Ok(match self {
+        match self {
             Program::Sqlite(connection) => connection.close().await?,
             Program::Postgres(connection) => connection.close().await?,
-        })
+        }
+        Ok(())
     }
 }
 
@@ -315,7 +316,7 @@ pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Sect
     let count = if settings.quick { 2_000 } else { 20_000 };
     let data = Data::new(count)?;
     let mut rows = Rows::default();
-    let places = [Place::Postgres(cluster), Place::Sqlite];
+    let places = [Place::Postgres(Box::new(cluster)), Place::Sqlite];
     for place in &places {
         single(settings, runtime, place, &data, &mut rows).with_context(|| place.name())?;
     }
