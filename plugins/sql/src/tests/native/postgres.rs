@@ -325,7 +325,7 @@ fn encode(value: SqlValue, ty: &PgTypeInfo) -> Result<Option<Vec<u8>>> {
         (SqlValue::Integer(value), "INT4") => i32::try_from(value).map_err(out_of_range)?.to_be_bytes().to_vec(),
         (SqlValue::Integer(value), "INT8") => value.to_be_bytes().to_vec(),
         (SqlValue::Number(value), "FLOAT8") => value.to_be_bytes().to_vec(),
-        (SqlValue::Text(text), "JSON") => text.into_bytes(),
+        (SqlValue::Json(text) | SqlValue::Text(text), "JSON") => text.into_bytes(),
         (SqlValue::Text(text), name) if TEXTS.contains(&name) => match text.contains('\0') {
             true => return Err(Error::new(ErrorKind::Rejected, "PostgreSQL's text has no NUL character")),
             false => text.into_bytes(),
