@@ -52,8 +52,10 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long closing may take: the server is told, where it listens.
 const GOODBYE: Duration = Duration::from_millis(500);
 
-/// Every transaction that writes takes its turn behind the locks of its rows, and not behind a snapshot.
-const BEGIN_BULK: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off";
+/// Whoever loads locks what is there, so that no more is asked of the isolation. The tables grow under it: a plan that was
+/// made while they were empty, and kept, would read all of them at each batch.
+const BEGIN_BULK: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off; \
+                          SET LOCAL plan_cache_mode = force_custom_plan";
 
 /// How the connection is encrypted, and whom it takes for the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
