@@ -67,11 +67,16 @@ pub struct QueryPage {
     pub next: Option<String>,
 }
 
+/// The most sentences of a strategy that a plan keeps.
+const NOTES_MAX: usize = 20;
+
 /// How a query was answered, for `--explain`.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     /// The index that served it, where the strategy used one.
     pub index_used: Option<String>,
+    /// What the strategy says of its pages, each sentence once.
+    pub notes: Vec<String>,
     /// Conditions that the strategy left to the host.
     pub filtered_by_host: bool,
     /// Whether the host sorted.
@@ -350,6 +355,11 @@ impl<'a> Answer<'a> {
         self.ended = page.next.is_none();
         self.cursor = page.next;
         self.plan.index_used = page.index_used;
+        for note in page.notes {
+            if !self.plan.notes.contains(&note) && self.plan.notes.len() < NOTES_MAX {
+                self.plan.notes.push(note);
+            }
+        }
         self.plan.scanned_entities += scanned;
         // Whatever part is left, the whole filter says the same of an entity that passed the other parts.
         let residual = self.select.filter.as_ref().filter(|_| !page.unapplied.is_empty());

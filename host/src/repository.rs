@@ -847,6 +847,7 @@ impl Repository {
             unapplied: page.unapplied,
             sorted: page.sorted,
             index_used: page.index_used.map(|name| one_line(&name)),
+            notes: page.notes.iter().map(|note| one_line(note)).collect(),
         })
     }
 

@@ -161,6 +161,8 @@ pub struct Page {
     pub sorted: bool,
     /// Which index served it.
     pub index_used: Option<String>,
+    /// How it was read and what that cost.
+    pub notes: Vec<String>,
 }
 
 /// Part of a scan.
@@ -383,6 +385,8 @@ pub struct Features {
     pub deferred_sync: bool,
     /// One instance serves the store.
     pub shared_state: bool,
+    /// Until it was made, a collection is unavailable instead of empty.
+    pub needs_prepare: bool,
 }
 
 /// What a plugin says of itself.

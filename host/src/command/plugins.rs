@@ -70,6 +70,7 @@ fn features(plugin: &Plugin) -> Vec<&'static str> {
         (features.transactions, "transactions"),
         (features.deferred_sync, "deferred-sync"),
         (features.shared_state, "shared-state"),
+        (features.needs_prepare, "needs-prepare"),
     ]
     .into_iter()
     .filter_map(|(has, name)| has.then_some(name))

@@ -41,10 +41,11 @@ pub(super) async fn run(context: &mut Context, args: QueryArgs) -> Result<()> {
         return Ok(());
     }
     let plan = answer.plan();
+    let notes: String = plan.notes.iter().map(|note| format!("\nnote:     {note}")).collect();
     let done_by = |by_host: bool| if by_host { "the host" } else { "the strategy" };
     context.printer.result(
         format!(
-            "index:    {}\nfilter:   by {}\norder:    by {}\nscanned:  {}\nanswered: {count}",
+            "index:    {}\nfilter:   by {}\norder:    by {}\nscanned:  {}\nanswered: {count}{notes}",
             plan.index_used.as_deref().unwrap_or("none"),
             done_by(plan.filtered_by_host),
             done_by(plan.sorted_by_host),
@@ -56,6 +57,7 @@ pub(super) async fn run(context: &mut Context, args: QueryArgs) -> Result<()> {
             "sorted_by_host": plan.sorted_by_host,
             "scanned": plan.scanned_entities,
             "answered": count,
+            "notes": plan.notes,
         }),
     )
 }

@@ -260,6 +260,7 @@ pub(crate) fn description_from(description: repository::Description) -> model::D
             transactions: description.features.contains(Features::TRANSACTIONS),
             deferred_sync: description.features.contains(Features::DEFERRED_SYNC),
             shared_state: description.features.contains(Features::SHARED_STATE),
+            needs_prepare: description.features.contains(Features::NEEDS_PREPARE),
         },
         isolations: description.isolations.into_iter().map(isolation_from).collect(),
         max_atomic_writes: description.max_atomic_writes,

@@ -7,7 +7,11 @@ use std::{cell::RefCell, marker::PhantomData, thread::LocalKey};
 
 use larder_model::{self as model, Error, ErrorKind, filter};
 
-use crate::{Connections, Dialect, FileStat, Files, LockMode, Rows, Sql, SqlTransaction, SqlValue, Strategy};
+use crate::{
+    Attribute, Capacity, Connections, Dialect, Dynamodb, Expression, FileStat, Files, IndexStatus, Item, ItemAction,
+    ItemPage, ItemQuery, ItemScan, KeySchema, LockMode, Rows, Sql, SqlTransaction, SqlValue, Strategy, TableSpec,
+    TableStatus, Written,
+};
 
 /// What `wit/` says, as Rust.
 #[allow(unsafe_code, missing_docs, unreachable_pub, unused_qualifications, rustdoc::all, clippy::all)]
@@ -23,7 +27,7 @@ pub mod generated {
 
 use generated::{
     exports::larder::storage::repository as wit,
-    larder::storage::{files, sql, types},
+    larder::storage::{dynamodb, files, sql, types},
 };
 
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -443,6 +447,174 @@ fn rows_in(rows: sql::Rows) -> Rows {
     }
 }
 
+/// The tables that the host granted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostDynamodb;
+
+impl Dynamodb for HostDynamodb {
+    fn prepare_table(&self, spec: &TableSpec, dry_run: bool, extend: bool) -> Result<Vec<String>> {
+        let index_out = |(name, key): &(String, KeySchema)| dynamodb::Index { name: name.clone(), key: key_out(key) };
+        let spec = dynamodb::TableSpec {
+            collection: spec.collection.clone(),
+            key: key_out(&spec.key),
+            indexes: spec.indexes.iter().map(index_out).collect(),
+        };
+        dynamodb::prepare_table(&spec, dry_run, extend).map_err(error_in)
+    }
+
+    fn describe_table(&self, collection: &str) -> Result<Option<TableStatus>> {
+        let capacity_in = |capacity: dynamodb::Capacity| Capacity { read: capacity.read, write: capacity.write };
+        let index_in = |index: dynamodb::IndexStatus| IndexStatus {
+            name: index.name,
+            status: index.status,
+            key: key_in(index.key),
+            holds_whole_items: index.holds_whole_items,
+            capacity: index.capacity.map(capacity_in),
+        };
+        let status = dynamodb::describe_table(collection).map_err(error_in)?;
+        Ok(status.map(|status| TableStatus {
+            name: status.name,
+            status: status.status,
+            key: key_in(status.key),
+            indexes: status.indexes.into_iter().map(index_in).collect(),
+            capacity: status.capacity.map(capacity_in),
+            items: status.items,
+            bytes: status.bytes,
+            scaling: status.scaling,
+        }))
+    }
+
+    fn list_collections(&self) -> Result<Vec<String>> {
+        dynamodb::list_collections().map_err(error_in)
+    }
+
+    fn get_items(&self, collection: &str, keys: Vec<Item>, consistent: bool) -> Result<Vec<Option<Item>>> {
+        let keys: Vec<dynamodb::Item> = keys.into_iter().map(item_out).collect();
+        let items = dynamodb::get_items(collection, &keys, consistent).map_err(error_in)?;
+        Ok(items.into_iter().map(|item| item.map(item_in)).collect())
+    }
+
+    fn write_items(&self, actions: Vec<ItemAction>) -> Result<Vec<Result<Written>>> {
+        let actions: Vec<dynamodb::Action> = actions.into_iter().map(action_out).collect();
+        let answers = dynamodb::write_items(&actions).map_err(error_in)?;
+        Ok(answers.into_iter().map(|answer| answer.map(written_in).map_err(error_in)).collect())
+    }
+
+    fn put_batch(&self, collection: &str, items: Vec<Item>) -> Result<()> {
+        let items: Vec<dynamodb::Item> = items.into_iter().map(item_out).collect();
+        dynamodb::put_batch(collection, &items).map_err(error_in)
+    }
+
+    fn transact(&self, actions: Vec<ItemAction>, token: &str) -> Result<Vec<Written>> {
+        let actions: Vec<dynamodb::Action> = actions.into_iter().map(action_out).collect();
+        let answers = dynamodb::transact(&actions, token).map_err(error_in)?;
+        Ok(answers.into_iter().map(written_in).collect())
+    }
+
+    fn query(&self, query: ItemQuery) -> Result<ItemPage> {
+        let query = dynamodb::ItemQuery {
+            collection: query.collection,
+            index: query.index,
+            key: expression_out(query.key),
+            filter: query.filter.map(expression_out),
+            start: query.start.map(item_out),
+            limit: query.limit,
+            descending: query.descending,
+            consistent: query.consistent,
+            count_only: query.count_only,
+        };
+        dynamodb::query(&query).map(item_page_in).map_err(error_in)
+    }
+
+    fn scan(&self, scan: ItemScan, segments: Vec<(u32, Option<Item>)>) -> Result<Vec<ItemPage>> {
+        let scan = dynamodb::ItemScan {
+            collection: scan.collection,
+            segments: scan.segments,
+            filter: scan.filter.map(expression_out),
+            limit: scan.limit,
+            consistent: scan.consistent,
+            count_only: scan.count_only,
+        };
+        let segment_out =
+            |(number, start): (u32, Option<Item>)| dynamodb::Segment { number, start: start.map(item_out) };
+        let segments: Vec<dynamodb::Segment> = segments.into_iter().map(segment_out).collect();
+        let pages = dynamodb::scan(&scan, &segments).map_err(error_in)?;
+        Ok(pages.into_iter().map(item_page_in).collect())
+    }
+}
+
+fn key_out(key: &KeySchema) -> dynamodb::KeySchema {
+    dynamodb::KeySchema { hash: key.hash.clone(), range: key.range.clone() }
+}
+
+fn key_in(key: dynamodb::KeySchema) -> KeySchema {
+    KeySchema { hash: key.hash, range: key.range }
+}
+
+fn item_out(item: Item) -> dynamodb::Item {
+    let attribute_out = |attribute| match attribute {
+        Attribute::Text(value) => dynamodb::Attribute::Text(value),
+        Attribute::Number(value) => dynamodb::Attribute::Number(value),
+        Attribute::Boolean(value) => dynamodb::Attribute::Boolean(value),
+        Attribute::Null => dynamodb::Attribute::Null,
+        Attribute::Binary(value) => dynamodb::Attribute::Binary(value),
+        Attribute::Document(value) => dynamodb::Attribute::Document(value),
+    };
+    item.into_iter().map(|(name, attribute)| (name, attribute_out(attribute))).collect()
+}
+
+fn item_in(item: dynamodb::Item) -> Item {
+    let attribute_in = |attribute| match attribute {
+        dynamodb::Attribute::Text(value) => Attribute::Text(value),
+        dynamodb::Attribute::Number(value) => Attribute::Number(value),
+        dynamodb::Attribute::Boolean(value) => Attribute::Boolean(value),
+        dynamodb::Attribute::Null => Attribute::Null,
+        dynamodb::Attribute::Binary(value) => Attribute::Binary(value),
+        dynamodb::Attribute::Document(value) => Attribute::Document(value),
+    };
+    item.into_iter().map(|(name, attribute)| (name, attribute_in(attribute))).collect()
+}
+
+fn expression_out(expression: Expression) -> dynamodb::Expression {
+    dynamodb::Expression { text: expression.text, names: expression.names, values: item_out(expression.values) }
+}
+
+fn action_out(action: ItemAction) -> dynamodb::Action {
+    match action {
+        ItemAction::Put { collection, item, condition } => dynamodb::Action::Put(dynamodb::ItemPut {
+            collection,
+            item: item_out(item),
+            condition: condition.map(expression_out),
+        }),
+        ItemAction::Delete { collection, key, condition } => dynamodb::Action::Delete(dynamodb::ItemDelete {
+            collection,
+            key: item_out(key),
+            condition: condition.map(expression_out),
+        }),
+        ItemAction::Check { collection, key, condition } => dynamodb::Action::Check(dynamodb::ItemCheck {
+            collection,
+            key: item_out(key),
+            condition: expression_out(condition),
+        }),
+    }
+}
+
+fn written_in(written: dynamodb::Written) -> Written {
+    match written {
+        dynamodb::Written::Done => Written::Done,
+        dynamodb::Written::Refused(item) => Written::Refused(item.map(item_in)),
+    }
+}
+
+fn item_page_in(page: dynamodb::ItemPage) -> ItemPage {
+    ItemPage {
+        items: page.items.into_iter().map(item_in).collect(),
+        count: page.count,
+        last_key: page.last_key.map(item_in),
+        read_units: page.read_units,
+    }
+}
+
 /// Pairs of kinds that are spelt alike on both sides; the compiler says where one is missing.
 macro_rules! kinds {
     ($($kind:ident)*) => {
@@ -612,6 +784,7 @@ fn page_out(page: model::Page, conjuncts: &[u32]) -> Result<types::Page> {
         unapplied: unapplied.ok_or_else(|| internal("the strategy left a part of the filter that there is not"))?,
         sorted: page.sorted,
         index_used: page.index_used,
+        notes: page.notes,
     })
 }
 
@@ -653,6 +826,7 @@ fn description_out(description: model::Description) -> wit::Description {
     features.set(wit::Features::TRANSACTIONS, description.features.transactions);
     features.set(wit::Features::DEFERRED_SYNC, description.features.deferred_sync);
     features.set(wit::Features::SHARED_STATE, description.features.shared_state);
+    features.set(wit::Features::NEEDS_PREPARE, description.features.needs_prepare);
     wit::Description {
         strategy: description.strategy,
         version: description.version,

@@ -1,4 +1,5 @@
-//! The capabilities as Rust traits. `wit/files.wit` and `wit/sql.wit` specify each function.
+//! The capabilities as Rust traits. `wit/files.wit`, `wit/sql.wit` and
+//! `wit/dynamodb.wit` specify each function.
 
 use larder_model::{Isolation, Result};
 
@@ -119,4 +120,152 @@ pub trait SqlTransaction {
     fn copy_in(&self, table: &str, columns: &[&str], data: &[u8]) -> Result<u64>;
     fn commit(self) -> Result<()>;
     fn rollback(self) -> Result<()>;
+}
+
+/// A value in DynamoDB.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum Attribute {
+    Text(String),
+    /// Decimal text.
+    Number(String),
+    Boolean(bool),
+    Null,
+    Binary(Vec<u8>),
+    /// A list, a map or a set in the service's notation.
+    Document(String),
+}
+
+/// Attributes by name; no name comes twice.
+pub type Item = Vec<(String, Attribute)>;
+
+/// An expression with what its placeholders stand for.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct Expression {
+    pub text: String,
+    /// With `#` before them.
+    pub names: Vec<(String, String)>,
+    /// With `:` before them.
+    pub values: Item,
+}
+
+/// The attributes of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct KeySchema {
+    pub hash: String,
+    pub range: Option<String>,
+}
+
+/// A table as it should be: its collection, its key, and its indexes with their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TableSpec {
+    pub collection: String,
+    pub key: KeySchema,
+    pub indexes: Vec<(String, KeySchema)>,
+}
+
+/// Units a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Capacity {
+    pub read: u64,
+    pub write: u64,
+}
+
+/// An index as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct IndexStatus {
+    pub name: String,
+    pub status: String,
+    pub key: KeySchema,
+    pub holds_whole_items: bool,
+    pub capacity: Option<Capacity>,
+}
+
+/// A table as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TableStatus {
+    pub name: String,
+    pub status: String,
+    pub key: KeySchema,
+    pub indexes: Vec<IndexStatus>,
+    pub capacity: Option<Capacity>,
+    pub items: u64,
+    pub bytes: u64,
+    pub scaling: Vec<String>,
+}
+
+/// What is to be done with one item.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum ItemAction {
+    Put { collection: String, item: Item, condition: Option<Expression> },
+    Delete { collection: String, key: Item, condition: Option<Expression> },
+    Check { collection: String, key: Item, condition: Expression },
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Written {
+    /// It took effect.
+    Done,
+    /// The condition did not hold of this item, or of none.
+    Refused(Option<Item>),
+}
+
+/// What a query looks for.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct ItemQuery {
+    pub collection: String,
+    pub index: Option<String>,
+    pub key: Expression,
+    pub filter: Option<Expression>,
+    pub start: Option<Item>,
+    pub limit: u32,
+    pub descending: bool,
+    pub consistent: bool,
+    pub count_only: bool,
+}
+
+/// What a scan looks for.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct ItemScan {
+    pub collection: String,
+    pub segments: u32,
+    pub filter: Option<Expression>,
+    pub limit: u32,
+    pub consistent: bool,
+    pub count_only: bool,
+}
+
+/// Part of what a query or a scan found.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct ItemPage {
+    pub items: Vec<Item>,
+    pub count: u32,
+    pub last_key: Option<Item>,
+    pub read_units: f64,
+}
+
+/// The tables that the store was granted.
+#[allow(missing_docs)]
+pub trait Dynamodb {
+    fn prepare_table(&self, spec: &TableSpec, dry_run: bool, extend: bool) -> Result<Vec<String>>;
+    fn describe_table(&self, collection: &str) -> Result<Option<TableStatus>>;
+    fn list_collections(&self) -> Result<Vec<String>>;
+    fn get_items(&self, collection: &str, keys: Vec<Item>, consistent: bool) -> Result<Vec<Option<Item>>>;
+    fn write_items(&self, actions: Vec<ItemAction>) -> Result<Vec<Result<Written>>>;
+    fn put_batch(&self, collection: &str, items: Vec<Item>) -> Result<()>;
+    fn transact(&self, actions: Vec<ItemAction>, token: &str) -> Result<Vec<Written>>;
+    fn query(&self, query: ItemQuery) -> Result<ItemPage>;
+    /// Segments by number, each with the key behind which it begins.
+    fn scan(&self, scan: ItemScan, segments: Vec<(u32, Option<Item>)>) -> Result<Vec<ItemPage>>;
 }

@@ -51,7 +51,7 @@ struct Used {
 pub(crate) fn nothing(query: &Query) -> Page {
     let parts = query.filter.as_ref().map_or(0, |filter| filter.conjuncts().len());
     let unapplied = (0..parts as u32).collect();
-    Page { entities: Vec::new(), next: None, unapplied, sorted: true, index_used: None }
+    Page { entities: Vec::new(), next: None, unapplied, sorted: true, index_used: None, notes: Vec::new() }
 }
 
 pub(crate) fn foreign_cursor() -> Error {
@@ -401,7 +401,7 @@ impl Search<'_> {
             _ => None,
         };
         let sorted = query.order_by.is_empty() || first.is_some();
-        Ok(Page { entities, next, unapplied: self.plan.unapplied.clone(), sorted, index_used })
+        Ok(Page { entities, next, unapplied: self.plan.unapplied.clone(), sorted, index_used, notes: Vec::new() })
     }
 
     /// The next page in this order; none where the host has to sort.
@@ -468,7 +468,7 @@ impl Search<'_> {
         }
         let is_more = is_full || plain_is_cut || odd_is_cut;
         let next = is_more.then(|| [&self.bound_to, &[BY_ORDER][..], &place.write()].concat());
-        Ok(Some(Page { entities: page, next, unapplied: self.plan.unapplied.clone(), sorted: true, index_used }))
+        Ok(Some(Page { entities: page, next, unapplied: self.plan.unapplied.clone(), sorted: true, index_used, notes: Vec::new() }))
     }
 
     /// The first odd rows behind a place, last first, and whether there are more. None where they are too many to begin with.

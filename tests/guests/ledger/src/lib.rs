@@ -51,7 +51,7 @@ impl<F: Files + Default> Strategy for Ledger<F> {
         Description {
             strategy: "ledger".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: Features { deferred_sync: true, shared_state: true, transactions: true, atomic_apply: true },
+            features: Features { deferred_sync: true, shared_state: true, transactions: true, atomic_apply: true, ..Features::default() },
             isolations: vec![Isolation::Serializable],
             max_atomic_writes: 0,
             max_entity_bytes: 1 << 20,
@@ -116,6 +116,7 @@ impl<F: Files + Default> Strategy for Ledger<F> {
             unapplied: (0..).take(query.filter.as_ref().map_or(0, |filter| filter.conjuncts().len())).collect(),
             sorted: query.order_by.is_empty(),
             index_used: None,
+            notes: Vec::new(),
         })
     }
 

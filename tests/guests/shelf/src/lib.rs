@@ -214,6 +214,7 @@ impl<F: Files + Default> Strategy for Shelf<F> {
             unapplied: (0..).take(query.filter.as_ref().map_or(0, |filter| filter.conjuncts().len())).collect(),
             sorted: query.order_by.is_empty(),
             index_used: None,
+            notes: Vec::new(),
         };
         let mut bytes = 0;
         let mut last = None;

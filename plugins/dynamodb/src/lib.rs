@@ -1,0 +1,1 @@
+//! The `dynamodb` strategy: entities as items of tables.
