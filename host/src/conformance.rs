@@ -43,7 +43,7 @@ macro_rules! conformance_cases {
     ($callback:ident $($arguments:tt)*) => {
         $callback! { $($arguments)*
             stores::a_plugin_describes_itself_consistently ["describe", "open"];
-            stores::a_store_that_is_not_there_yet_reads_as_empty_and_is_not_made_by_reading ["open", "prepare", "check", "stored-collections"];
+            stores::a_store_that_is_not_there_yet_opens_and_is_not_made_by_reading ["open", "prepare", "check", "stored-collections"];
             stores::a_second_handle_sees_the_writes_of_the_first ["open", "get", "apply"];
             stores::an_unknown_collection_is_invalid_and_never_empty ["get", "find", "count", "scan", "apply", "load"];
             stores::what_open_says_of_rules_is_what_writes_meet ["open", "apply"];

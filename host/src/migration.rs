@@ -362,7 +362,7 @@ impl Migration<'_> {
         ids: &mut ReferencedIds,
     ) -> Result<()> {
         let collection = self.collections[position].clone();
-        let occupied = self.target.count(&collection.name, None).await? > 0;
+        let occupied = self.holds_anything(&collection.name).await?;
         self.occupied[position] = occupied;
         if ids.is_wanted(&collection.name) && occupied {
             ids.add_all_of(self.target, &collection.name).await?;
@@ -413,6 +413,22 @@ impl Migration<'_> {
         }
         ids.resolve(&collection.name);
         Ok(())
+    }
+
+    /// Whether the target has an entity of the collection.
+    async fn holds_anything(&self, collection: &str) -> Result<bool> {
+        let needs_prepare = self.target.plugin().description.features.needs_prepare;
+        if needs_prepare && !self.target.stored_collections().await?.iter().any(|stored| stored == collection) {
+            return Ok(false);
+        }
+        let mut cursor = None;
+        loop {
+            let batch = self.target.scan(collection, 0, 1, cursor.as_deref(), 1).await?;
+            if !batch.entities.is_empty() || batch.next.is_none() {
+                return Ok(!batch.entities.is_empty());
+            }
+            cursor = batch.next;
+        }
     }
 
     async fn compare_existing(

@@ -99,11 +99,26 @@ impl Place {
         }
     }
 
+    /// A handle on a store as it is, where others are prepared that need it.
+    pub(super) async fn open_unprepared(&self) -> Checked<Repository> {
+        let repository = self.open_as_it_is(self.inner.scrutiny.clone()).await?;
+        *locked(&self.inner.opened) = Some(repository.clone());
+        Ok(repository)
+    }
+
     async fn open_store(&self) -> Result<Repository> {
         self.open_under(self.inner.scrutiny.clone()).await
     }
 
     async fn open_under(&self, scrutiny: Scrutiny) -> Result<Repository> {
+        let repository = self.open_as_it_is(scrutiny).await?;
+        if self.features().needs_prepare {
+            repository.prepare(false, false).await?;
+        }
+        Ok(repository)
+    }
+
+    async fn open_as_it_is(&self, scrutiny: Scrutiny) -> Result<Repository> {
         let mut store = self.inner.subject.store.clone();
         store.insert("strategy".into(), self.inner.subject.plugin.name.as_str().into());
         let document = json!({"storage": {

@@ -29,11 +29,19 @@ pub(super) async fn a_plugin_describes_itself_consistently(place: Place) -> Chec
     Ok(())
 }
 
-pub(super) async fn a_store_that_is_not_there_yet_reads_as_empty_and_is_not_made_by_reading(place: Place) -> Checked {
-    let repository = place.open().await?;
-    ensure!(!is_stored(&repository, "a").await?);
-    ensure_eq!(repository.query("templates", Select::default()).collect().await?.len(), 0);
-    ensure_eq!(repository.count("templates", None).await?, 0);
+pub(super) async fn a_store_that_is_not_there_yet_opens_and_is_not_made_by_reading(place: Place) -> Checked {
+    let repository = place.open_unprepared().await?;
+    if place.features().needs_prepare && !place.is_shared() {
+        let kind = ErrorKind::Unavailable;
+        refused(repository.get("templates", &["a".into()]).await, kind)?;
+        refused(repository.query("templates", Select::default()).collect().await, kind)?;
+        refused(repository.count("templates", None).await, kind)?;
+        refused(repository.scan("templates", 0, 1, None, 1 << 20).await, kind)?;
+    } else {
+        ensure!(!is_stored(&repository, "a").await?);
+        ensure_eq!(repository.query("templates", Select::default()).collect().await?.len(), 0);
+        ensure_eq!(repository.count("templates", None).await?, 0);
+    }
     if !place.is_shared() {
         ensure_eq!(repository.stored_collections().await?, Vec::<String>::new());
     }

@@ -91,18 +91,43 @@ pub(super) async fn a_body_larger_than_the_strategy_takes_is_refused(place: Plac
     refused(repository.save("templates", &body, Expectation::Any).await, ErrorKind::InvalidArgument)?;
     ensure!(!is_stored(&repository, "a").await?);
 
-    let body = of_size(bytes_max - STAMPS_BYTES_MAX);
+    // A strategy may have a rule of its own for what is too large, and then knows of which bodies it holds.
+    let mut size = bytes_max - STAMPS_BYTES_MAX;
+    while !keeps_rules(&repository, &of_size(size + STAMPS_BYTES_MAX)).await? {
+        refused(repository.save("templates", &of_size(size), Expectation::Any).await, ErrorKind::InvalidArgument)?;
+        ensure!(!is_stored(&repository, "a").await?);
+        size /= 2;
+        ensure!(size >= 100_000, "a strategy that takes no text of {size} bytes is of no use to anybody");
+    }
+    let body = of_size(size);
     repository.save("templates", &body, Expectation::Any).await?;
     ensure!(stored(&repository, "templates", "a").await?["x"] == members(&body)?["x"], "a long text is changed");
     Ok(())
 }
 
+/// Whether the strategy's own rules, where it has any, hold for a template.
+async fn keeps_rules(repository: &Repository, body: &[u8]) -> Checked<bool> {
+    if !repository.opened().has_rules {
+        return Ok(true);
+    }
+    let entity = Entity { id: "a".into(), version: 0, body: body.to_vec() };
+    Ok(repository.validate("templates", vec![entity]).await?.is_empty())
+}
+
 /// Entities with every awkward value, as far as they fit.
-fn awkward(repository: &Repository) -> Vec<larder_samples::Awkward> {
+async fn awkward(repository: &Repository) -> Checked<Vec<larder_samples::Awkward>> {
     let bytes_max = repository.plugin().description.max_entity_bytes.saturating_sub(STAMPS_BYTES_MAX);
     let mut entities = larder_samples::awkward(AWKWARD_ENTITIES, larder_samples::SEED);
     entities.retain(|entity| entity.body.len() as u64 <= bytes_max);
-    entities
+    if repository.opened().has_rules {
+        let bodies =
+            entities.iter().map(|it| Entity { id: it.id.clone(), version: 0, body: it.body.clone().into_bytes() });
+        let broken = repository.validate("templates", bodies.collect()).await?;
+        let is_broken = |position: usize| broken.iter().any(|it| it.entity as usize == position);
+        let kept = entities.into_iter().enumerate().filter(|(position, _)| !is_broken(*position));
+        entities = kept.map(|(_, entity)| entity).collect();
+    }
+    Ok(entities)
 }
 
 /// What was read is what was written, but for the time of update, which each write stamps.
@@ -119,7 +144,7 @@ fn check_written(id: &str, body: &[u8], written: &str) -> Checked {
 
 pub(super) async fn awkward_values_come_back_as_they_were_written(place: Place) -> Checked {
     let repository = place.open().await?;
-    let entities = awkward(&repository);
+    let entities = awkward(&repository).await?;
     for chunk in entities.chunks(50) {
         let writes = chunk.iter().map(|entity| {
             let body = entity.body.clone().into_bytes();
@@ -169,7 +194,7 @@ pub(super) async fn awkward_values_come_back_as_they_were_written(place: Place) 
 
 pub(super) async fn awkward_values_are_loaded_as_they_are(place: Place) -> Checked {
     let repository = place.open().await?;
-    let written = awkward(&repository);
+    let written = awkward(&repository).await?;
     let entities: Vec<Entity> = written
         .iter()
         .map(|entity| Entity { id: entity.id.clone(), version: 1, body: entity.body.clone().into_bytes() })
