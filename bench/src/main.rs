@@ -3,6 +3,7 @@
 //! - [`boundary`]: the same strategy natively and as a component, and beside one `INSERT` a row.
 //! - [`documents`]: what the `json` strategy promises: flat saves, shared syncs, warm reads, opening, memory.
 //! - [`statements`]: databases, also beside the same statements sent by a program without larder.
+//! - [`dynamodb`]: DynamoDB, beside the same calls of a program without larder.
 //! - [`migration`]: the program beside another one, as whole processes.
 //!
 //! A subject is one file with a function that gives tables ([`report::Section`]), and is listed in `SUBJECTS`. How contestants take turns is in
@@ -10,6 +11,7 @@
 
 mod boundary;
 mod documents;
+mod dynamodb;
 mod measure;
 mod migration;
 mod native;
@@ -32,6 +34,7 @@ const SUBJECTS: &[Subject] = &[
     ("boundary", boundary::measure),
     ("statements", statements::measure),
     ("json", documents::measure),
+    ("dynamodb", dynamodb::measure),
     ("migration", migration::measure),
 ];
 
@@ -50,6 +53,9 @@ struct Settings {
     /// The folder of PostgreSQL's programs.
     #[arg(long)]
     postgres: PathBuf,
+    /// The engine's program.
+    #[arg(long)]
+    dynamodb: PathBuf,
     /// A folder on the disk to measure on.
     #[arg(long)]
     work: PathBuf,

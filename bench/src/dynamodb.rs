@@ -1,0 +1,307 @@
+//! DynamoDB behind a component, beside a program that makes the same calls with the SDK, in the same run: single reads and
+//! writes, and a migration beside a loader of the program's own.
+//!
+//! Both are at one engine, which is a process of this run, each with tables of its own.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, ReturnConsumedCapacity, WriteRequest};
+use larder::config::Config;
+use larder::host::Host;
+use larder::migration::{self, Event, Options, Step};
+use larder_model::{Entity, Existing};
+use larder_test_engine::{Engine, REGION, Storage};
+use serde_json::{Map, Value, json};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::Settings;
+use crate::boundary::{Component, Data, Side};
+use crate::measure::{Times, take_turns, timed};
+use crate::report::{Row, Section};
+
+/// How often one of each is done in a turn.
+const GETS: usize = 500;
+const SAVES: usize = 200;
+const SAVES_QUICK: usize = 50;
+
+/// A get or a save takes at most this many times what the same calls take without larder,
+const RATIO_MAX: f64 = 1.15;
+/// and a migration takes at least 0.8 of the machines in a time that a loader puts.
+const LOAD_RATIO_MAX: f64 = 1.25;
+
+/// Items in one BatchWriteItem, and how many of those the loader has under way. The host has as many.
+const BATCH_ITEMS: usize = 25;
+const BATCHES_SIDE_BY_SIDE: usize = 8;
+
+/// Items by name, as the SDK has them.
+type Item = HashMap<String, AttributeValue>;
+
+/// A word that no other table's name begins with.
+fn prefix() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("bench{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A store at the engine, beside a database that a migration comes from.
+fn config(engine: &Engine, prefix: &str, folder: &Path) -> Result<Config> {
+    let document = json!({"storage": {
+        "strategy": "dynamodb",
+        "dynamodb_strategy": {"region": REGION, "endpoint_url": engine.url(), "table_prefix": prefix},
+        "sql_strategy": {"type": "sqlite", "name": folder.join("source.db")},
+    }});
+    Ok(Config::from_value(document, folder)?)
+}
+
+/// A program without larder.
+struct Program {
+    client: Client,
+    table: String,
+}
+
+impl Program {
+    fn new(engine: &Engine, prefix: &str) -> Program {
+        let config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(REGION))
+            .endpoint_url(engine.url())
+            .credentials_provider(Credentials::new("test", "test", None, None, "bench"))
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .build();
+        Program { client: Client::from_conf(config), table: format!("{prefix}_machines") }
+    }
+
+    async fn stored(&self, id: &str, consistent: bool) -> Result<Item> {
+        let answer = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .key("machine_id", AttributeValue::S(id.to_owned()))
+            .consistent_read(consistent)
+            .send()
+            .await?;
+        answer.item.with_context(|| format!("{id} is not there"))
+    }
+
+    /// The JSON that it answers somebody with.
+    async fn get(&self, id: &str) -> Result<Vec<u8>> {
+        let members: Map<String, Value> =
+            self.stored(id, false).await?.into_iter().map(|(name, value)| Ok((name, member(value)?))).collect::<Result<_>>()?;
+        Ok(serde_json::to_vec(&members)?)
+    }
+
+    /// In place of what is stored, with the version that follows, unless somebody else wrote meanwhile.
+    async fn save(&self, machine: &Entity) -> Result<()> {
+        let mut item = item(machine)?;
+        let stored = self.stored(&machine.id, true).await?;
+        let Some(AttributeValue::N(version)) = stored.get("version") else { bail!("{} has no version", machine.id) };
+        item.insert("version".into(), AttributeValue::N((version.parse::<u64>()? + 1).to_string()));
+        self.client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(item))
+            .condition_expression("#version = :version")
+            .expression_attribute_names("#version", "version")
+            .expression_attribute_values(":version", AttributeValue::N(version.clone()))
+            .send()
+            .await?;
+        Ok(())
+    }
+
+    /// All of them, by the service's fastest way.
+    async fn load(&self, machines: &[Entity]) -> Result<Duration> {
+        let started = Instant::now();
+        let permits = Arc::new(Semaphore::new(BATCHES_SIDE_BY_SIDE));
+        let mut batches = JoinSet::new();
+        for batch in machines.chunks(BATCH_ITEMS) {
+            let permit = permits.clone().acquire_owned().await?;
+            let requests = batch
+                .iter()
+                .map(|machine| {
+                    let put = PutRequest::builder().set_item(Some(item(machine)?)).build()?;
+                    Ok(WriteRequest::builder().put_request(put).build())
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let request = self
+                .client
+                .batch_write_item()
+                .request_items(&self.table, requests)
+                .return_consumed_capacity(ReturnConsumedCapacity::None);
+            batches.spawn(async move {
+                let answer = request.send().await?;
+                drop(permit);
+                ensure!(answer.unprocessed_items.is_none_or(|left| left.is_empty()), "the engine left items");
+                Ok(())
+            });
+        }
+        while let Some(ended) = batches.join_next().await {
+            ended??;
+        }
+        Ok(started.elapsed())
+    }
+}
+
+/// Of a machine, whose members are texts and numbers.
+fn item(machine: &Entity) -> Result<Item> {
+    let members: Map<String, Value> = serde_json::from_slice(&machine.body)?;
+    let attribute = |value| match value {
+        Value::String(text) => Ok(AttributeValue::S(text)),
+        Value::Number(number) => Ok(AttributeValue::N(number.to_string())),
+        Value::Bool(value) => Ok(AttributeValue::Bool(value)),
+        Value::Null => Ok(AttributeValue::Null(true)),
+        other => bail!("a machine has a member {other}"),
+    };
+    members.into_iter().map(|(name, value)| Ok((name, attribute(value)?))).collect()
+}
+
+fn member(value: AttributeValue) -> Result<Value> {
+    Ok(match value {
+        AttributeValue::S(text) => Value::String(text),
+        AttributeValue::N(number) => serde_json::from_str(&number)?,
+        AttributeValue::Bool(value) => Value::Bool(value),
+        AttributeValue::Null(_) => Value::Null,
+        other => bail!("a machine has an attribute {other:?}"),
+    })
+}
+
+/// Both subjects.
+pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Section>> {
+    let engine = Engine::start(&settings.dynamodb, Storage::Memory)?;
+    let mut rows = single(settings, runtime, &engine)?;
+    let count = if settings.quick { 2_000 } else { 100_000 };
+    rows.push(load(settings, runtime, &engine, count)?);
+    Ok(vec![Section {
+        title: "DynamoDB behind a component, and the same calls without larder",
+        peer: "the SDK",
+        rows,
+        missing: Vec::new(),
+    }])
+}
+
+fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec<Row>> {
+    let folder = settings.folder()?;
+    let data = Data::new(if settings.quick { 500 } else { 5_000 })?;
+    let (own, programs) = (prefix(), prefix());
+    let mut component = Component::open(settings, runtime, config(engine, &own, folder.path())?)?;
+    data.load_referenced(&mut component)?;
+    data.load_machines(&mut component)?;
+    // Larder makes the tables of the program too.
+    let mut filler = Component::open(settings, runtime, config(engine, &programs, folder.path())?)?;
+    data.load_referenced(&mut filler)?;
+    data.load_machines(&mut filler)?;
+    filler.close();
+    let program = Program::new(engine, &programs);
+
+    let saves = if settings.quick { SAVES_QUICK } else { SAVES };
+    let count = data.machines.len();
+    let [ours, theirs] = take_turns(
+        settings.rounds(),
+        [
+            Box::new(|| {
+                let work = || {
+                    for machine in data.some(GETS) {
+                        ensure!(component.get(&machine.id)? == 1, "{} is not there", machine.id);
+                    }
+                    Ok(())
+                };
+                timed(work).map(|(took, ())| took)
+            }),
+            Box::new(|| {
+                let work = || {
+                    for machine in data.some(GETS) {
+                        let answer = runtime.block_on(program.get(&machine.id))?;
+                        ensure!(answer.len() > 100, "{} is not there", machine.id);
+                    }
+                    Ok(())
+                };
+                timed(work).map(|(took, ())| took)
+            }),
+        ],
+    )?;
+    let gets = Row::new(format!("get one of {count}, {GETS} times"), &ours, &theirs).at_most(RATIO_MAX);
+    let [ours, theirs] = take_turns(
+        settings.rounds(),
+        [
+            Box::new(|| {
+                let work = || data.some(saves).try_for_each(|machine| component.save(machine));
+                timed(work).map(|(took, ())| took)
+            }),
+            Box::new(|| {
+                let work = || data.some(saves).try_for_each(|machine| runtime.block_on(program.save(machine)));
+                timed(work).map(|(took, ())| took)
+            }),
+        ],
+    )?;
+    let saves = Row::new(format!("save one of {count}, {saves} times"), &ours, &theirs).at_most(RATIO_MAX);
+
+    // Each has done the same.
+    let first = data.some(1).next().context("a machine")?;
+    let answer: Value = serde_json::from_slice(&runtime.block_on(program.get(&first.id))?)?;
+    ensure!(answer["version"].as_u64() > Some(settings.rounds() as u64), "the program's saves did not count: {answer}");
+    component.close();
+    Ok(vec![gets, saves])
+}
+
+/// The move of a migration from SQLite beside a loader that has everything in memory already.
+fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -> Result<Row> {
+    let folder = settings.folder()?;
+    let data = Data::new(count)?;
+    let host = |prefix: &str| anyhow::Ok(Host::new(config(engine, prefix, folder.path())?, Some(&settings.plugins))?);
+    runtime.block_on(async {
+        let host = host("none")?;
+        let source = host.open(Some("sql")).await?;
+        source.prepare(false, false).await?;
+        for (name, entities) in [("templates", &data.templates), ("requests", &data.requests), ("machines", &data.machines)] {
+            for batch in entities.chunks(5_000) {
+                let loaded = source.load(name, batch.to_vec(), Existing::Fail).await?;
+                ensure!(loaded.refused.is_empty(), "the source refuses machines");
+            }
+        }
+        source.flush().await?;
+        host.close().await;
+        anyhow::Ok(())
+    })?;
+    let options = Options { backup_location: None, verify: false, collections: vec!["machines".into()], ..Options::default() };
+    let rounds = settings.rounds().min(3);
+    let [ours, theirs]: [Times; 2] = take_turns(
+        rounds,
+        [
+            Box::new(|| {
+                runtime.block_on(async {
+                    let host = host(&prefix())?;
+                    let (source, target) = (host.open(Some("sql")).await?, host.open(Some("dynamodb")).await?);
+                    target.prepare(false, false).await?;
+                    let (mut began, mut took) = (Instant::now(), Duration::ZERO);
+                    let mut watch = |event: Event| match event {
+                        Event::Started { step: Step::Move, .. } => began = Instant::now(),
+                        Event::Ended { step: Step::Move, .. } => took = began.elapsed(),
+                        _ => {}
+                    };
+                    let report = migration::migrate(&source, &target, &options, &mut watch).await?;
+                    let written: u64 = report.collections.iter().map(|collection| collection.written).sum();
+                    ensure!(written == data.machines.len() as u64, "{written} machines were written");
+                    host.close().await;
+                    Ok(took)
+                })
+            }),
+            Box::new(|| {
+                runtime.block_on(async {
+                    let prefix = prefix();
+                    let host = host(&prefix)?;
+                    host.open(Some("dynamodb")).await?.prepare(false, false).await?;
+                    host.close().await;
+                    Program::new(engine, &prefix).load(&data.machines).await
+                })
+            }),
+        ],
+    )?;
+    Ok(Row::new(format!("move {count} machines out of SQLite, beside a loader"), &ours, &theirs).at_most(LOAD_RATIO_MAX))
+}
