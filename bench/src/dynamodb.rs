@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::Settings;
-use crate::boundary::{Component, Data, Side};
+use crate::boundary::{BATCH_ENTITIES, Component, Data, Side};
 use crate::measure::{Times, take_turns, timed};
 use crate::report::{Row, Section};
 
@@ -41,6 +41,8 @@ const LOAD_RATIO_MAX: f64 = 1.25;
 /// Items in one BatchWriteItem, and how many of those the loader has under way. The host has as many.
 const BATCH_ITEMS: usize = 25;
 const BATCHES_SIDE_BY_SIDE: usize = 8;
+/// What a migration has by default.
+const WORKERS: u32 = 4;
 
 /// Items by name, as the SDK has them.
 type Item = HashMap<String, AttributeValue>;
@@ -269,7 +271,17 @@ fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -
         host.close().await;
         anyhow::Ok(())
     })?;
-    let options = Options { backup_location: None, verify: false, collections: vec!["machines".into()], ..Options::default() };
+    let options = Options {
+        batch_size: BATCH_ENTITIES as u32,
+        dry_run: false,
+        backup_location: None,
+        verify: false,
+        existing: Existing::Fail,
+        collections: vec!["machines".into()],
+        excluded: Vec::new(),
+        cleanup_source: false,
+        workers: WORKERS,
+    };
     let rounds = settings.rounds().min(3);
     let [ours, theirs]: [Times; 2] = take_turns(
         rounds,
@@ -279,17 +291,17 @@ fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -
                     let host = host(&prefix())?;
                     let (source, target) = (host.open(Some("sql")).await?, host.open(Some("dynamodb")).await?);
                     target.prepare(false, false).await?;
-                    let (mut began, mut took) = (Instant::now(), Duration::ZERO);
-                    let mut watch = |event: Event| match event {
-                        Event::Started { step: Step::Move, .. } => began = Instant::now(),
-                        Event::Ended { step: Step::Move, .. } => took = began.elapsed(),
-                        _ => {}
+                    let mut moved = Duration::ZERO;
+                    let mut watch = |event: Event| {
+                        if let Event::Ended { step: Step::Move, took, .. } = event {
+                            moved = took;
+                        }
                     };
                     let report = migration::migrate(&source, &target, &options, &mut watch).await?;
                     let written: u64 = report.collections.iter().map(|collection| collection.written).sum();
                     ensure!(written == data.machines.len() as u64, "{written} machines were written");
                     host.close().await;
-                    Ok(took)
+                    Ok(moved)
                 })
             }),
             Box::new(|| {
