@@ -79,6 +79,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Read what `export` printed; versions and times stay as they are.
     Import(ImportArgs),
+    /// Write all that a store holds into one JSON document, which opens as a json store, with a manifest beside it.
+    Backup(BackupArgs),
     /// Bring an earlier or damaged state of a store back, or print those that it keeps; what is there is kept beside it.
     Restore(RestoreArgs),
     /// Look after stores.
@@ -362,6 +364,17 @@ pub struct ImportArgs {
 pub struct RestoreArgs {
     /// The restore point, by its name [default: print all, the newest first].
     pub point: Option<String>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArg,
+}
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// A folder, or a file that ends in .json; nothing that is there is replaced [default: `migration.backup_location`].
+    #[arg(long, value_name = "PLACE")]
+    pub to: Option<PathBuf>,
     /// The store.
     #[command(flatten)]
     pub store: StoreArg,

@@ -2,6 +2,7 @@
 //! the printer what came of it.
 
 mod apply;
+mod backup;
 mod config;
 mod count;
 mod delete;
@@ -128,6 +129,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<()> {
         Command::Apply(args) => apply::run(context, args).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Import(args) => import::run(context, args).await,
+        Command::Backup(args) => backup::run(context, args).await,
         Command::Restore(args) => restore::run(context, args).await,
         Command::Stores(command) => stores::run(context, command).await,
         Command::Plugins(command) => plugins::run(context, command).await,

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::error::{Error, Kind, Result};
 use crate::plugin::instance::one_line;
 use crate::repository::{PAGE_BYTES_MAX, Repository};
+pub use backup::BackedUp;
 pub use digest::Digest;
 
 /// Pages that are read ahead of the writing: one under way and one waiting keep both sides busy.
@@ -227,6 +228,14 @@ pub async fn migrate(
     report.collections = migration.reports;
     report.took = started.elapsed();
     Ok(report)
+}
+
+/// Writes all that a store holds into one JSON document with a manifest beside it: the file `location` where that ends in
+/// `.json`, and otherwise one in that folder. No other backup is replaced. The document opens as a `json` store.
+pub async fn back_up(store: &Repository, location: &Path) -> Result<BackedUp> {
+    let collections = by_reference(store.collections().to_vec());
+    let names: Vec<String> = collections.into_iter().map(|collection| collection.name).collect();
+    backup::back_up(store, &names, location, |_, _| {}).await
 }
 
 /// Compares two stores without moving anything; an error names the first collection that differs.
@@ -452,25 +461,19 @@ impl Migration<'_> {
     async fn back_up(&mut self, location: &Path) -> Result<PathBuf> {
         let since = Instant::now();
         self.tell(Event::Started { step: Step::BackUp, entities: Some(self.entities()) });
-        let mut backup = backup::Backup::create(location, self.source.name())?;
-        for position in 0..self.collections.len() {
-            let name = self.collections[position].name.clone();
-            backup.begin_collection(&name)?;
-            let mut pages = read_ahead(self.source, &name, 1);
-            while let Some(page) = pages.recv().await {
-                let page = page?;
-                let count = page.len() as u64;
-                backup.write(&page)?;
-                self.tell(Event::Advanced { step: Step::BackUp, collection: name.clone(), entities: count });
-            }
-            let written = backup.end_collection()?;
-            if written != self.reports[position].read {
-                return Err(source_changed(&name, self.reports[position].read, written));
+        let names: Vec<String> = self.collections.iter().map(|collection| collection.name.clone()).collect();
+        let watcher = &mut self.watcher;
+        let backup = backup::back_up(self.source, &names, location, |name, entities| {
+            watcher(Event::Advanced { step: Step::BackUp, collection: name.to_owned(), entities });
+        });
+        let backup = backup.await?;
+        for (report, (name, written)) in self.reports.iter().zip(&backup.counts) {
+            if *written != report.read {
+                return Err(source_changed(name, report.read, *written));
             }
         }
-        let path = backup.finish()?;
-        self.ended(Step::BackUp, since, format!("{}", path.display()));
-        Ok(path)
+        self.ended(Step::BackUp, since, format!("{}", backup.path.display()));
+        Ok(backup.path)
     }
 
     async fn move_entities(&mut self) -> Result<()> {

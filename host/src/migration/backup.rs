@@ -1,4 +1,4 @@
-//! The backup of a source: one JSON document in the `single_file` layout, so that it can be read by eye and opened as a
+//! The backup of a store: one JSON document in the `single_file` layout, so that it can be read by eye and opened as a
 //! JSON store, with a manifest beside it. It appears under its name only when it is whole and on the disk.
 
 use std::fs::{File, OpenOptions};
@@ -9,10 +9,48 @@ use larder_model::{Entity, ErrorKind};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::read_ahead;
 use crate::error::{Error, Result};
+use crate::repository::Repository;
+
+/// Writes all that these collections of a store hold into a new file, of `location` where that ends in `.json` and below
+/// that folder otherwise. `advance` is told how many more entities of which collection are written. What others
+/// write meanwhile may be in it or not.
+pub(super) async fn back_up(
+    store: &Repository,
+    collections: &[String],
+    location: &Path,
+    mut advance: impl FnMut(&str, u64),
+) -> Result<BackedUp> {
+    let mut backup = Backup::create(location, store.name())?;
+    let mut counts = Vec::with_capacity(collections.len());
+    for name in collections {
+        backup.begin_collection(name)?;
+        let mut pages = read_ahead(store, name, 1);
+        while let Some(page) = pages.recv().await {
+            let page = page?;
+            backup.write(&page)?;
+            advance(name, page.len() as u64);
+        }
+        counts.push((name.clone(), backup.end_collection()?));
+    }
+    let (path, sha256) = backup.finish()?;
+    Ok(BackedUp { path, sha256, counts })
+}
+
+/// A backup that is whole and on the disk.
+#[derive(Debug)]
+pub struct BackedUp {
+    /// The document. Its manifest lies beside it, as `.manifest.json`.
+    pub path: PathBuf,
+    /// Of the document, in hexadecimal.
+    pub sha256: String,
+    /// How many entities each collection has.
+    pub counts: Vec<(String, u64)>,
+}
 
 /// A backup under way. Dropped before [`Backup::finish`], it leaves nothing.
-pub(super) struct Backup {
+struct Backup {
     path: PathBuf,
     partial: PathBuf,
     file: BufWriter<Hashing>,
@@ -44,7 +82,7 @@ impl Write for Hashing {
 impl Backup {
     /// Begins a backup of `store` in the folder `location`, or in the file where it ends in `.json`. A name that is taken
     /// gets a number: a backup never replaces another.
-    pub(super) fn create(location: &Path, store: &str) -> Result<Backup> {
+    fn create(location: &Path, store: &str) -> Result<Backup> {
         let created = crate::clock::now();
         let (folder, stem) = match location.extension() {
             Some(extension) if extension == "json" => {
@@ -92,14 +130,14 @@ impl Backup {
         self.file.write_all(bytes).map_err(|error| failure(&self.path, error))
     }
 
-    pub(super) fn begin_collection(&mut self, name: &str) -> Result<()> {
+    fn begin_collection(&mut self, name: &str) -> Result<()> {
         let comma = if self.counts.is_empty() { "" } else { "," };
         self.collection = name.into();
         self.count = 0;
         self.put(format!("{comma}\n  {}: {{", Value::from(name)).as_bytes())
     }
 
-    pub(super) fn write(&mut self, entities: &[Entity]) -> Result<()> {
+    fn write(&mut self, entities: &[Entity]) -> Result<()> {
         for entity in entities {
             // A body that is no JSON would spoil the whole document.
             serde_json::from_slice::<serde::de::IgnoredAny>(&entity.body).map_err(|error| {
@@ -115,15 +153,15 @@ impl Backup {
     }
 
     /// Ends the collection and says how many entities it has.
-    pub(super) fn end_collection(&mut self) -> Result<u64> {
+    fn end_collection(&mut self) -> Result<u64> {
         self.put(if self.count == 0 { b"}" } else { b"\n  }" })?;
         let (name, count) = (std::mem::take(&mut self.collection), self.count);
         self.counts.insert(name, count.into());
         Ok(count)
     }
 
-    /// Puts it on the disk under its name, with the manifest beside it.
-    pub(super) fn finish(mut self) -> Result<PathBuf> {
+    /// Puts it on the disk under its name, with the manifest beside it, and says which name and which hash that are.
+    fn finish(mut self) -> Result<(PathBuf, String)> {
         let path = self.path.clone();
         let failed = |error: io::Error| failure(&path, error);
         self.put(b"\n}\n")?;
@@ -144,7 +182,7 @@ impl Backup {
         std::fs::rename(&self.partial, &path).map_err(failed)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        Ok(path)
+        Ok((path, sha256))
     }
 }
 
@@ -165,5 +203,5 @@ fn failure(path: &Path, error: io::Error) -> Error {
     };
     Error::contract(kind, format!("cannot write the backup {}", path.display()))
         .caused_by(error)
-        .hint("name another place with `migration.backup_location`, or go without with --no-backup")
+        .hint("name another place: `migration.backup_location`, or --to of `larder backup`")
 }
