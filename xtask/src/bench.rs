@@ -1,15 +1,14 @@
 //! `cargo xtask bench`: release builds, the measurements of `bench/`, and their tables in `docs/performance.md`.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::artifacts::{build_plugins, fresh_directory, host};
-use crate::deny::tools_directory;
 use crate::postgres::ensure_programs;
 use crate::shell::{cargo, root, run, target_directory};
+use crate::tools::ensure_from_pypi;
 
 /// Of `sqlite-utils`, the program that migrations are measured beside.
 const SQLITE_UTILS_VERSION: &str = "4.2.1";
@@ -33,7 +32,7 @@ pub(crate) fn run_benchmarks(arguments: &[&str]) -> Result<()> {
     let mut bench = Command::new(target_directory()?.join("release").join(program));
     bench.arg("--plugins").arg(plugins).arg("--larder").arg(larder).arg("--work").arg(&work).arg("--out").arg(&out);
     bench.arg("--postgres").arg(ensure_programs()?);
-    match ensure_sqlite_utils() {
+    match ensure_from_pypi("sqlite-utils", "", SQLITE_UTILS_VERSION, "sqlite-utils") {
         Ok(program) => drop(bench.arg("--sqlite-utils").arg(program)),
         Err(error) => eprintln!("warning: sqlite-utils is missing and its rows will be too: {error:#}"),
     }
@@ -51,19 +50,6 @@ pub(crate) fn run_benchmarks(arguments: &[&str]) -> Result<()> {
         println!("\n{tables}");
     }
     measured
-}
-
-/// In a virtual environment of its own, made the first time.
-fn ensure_sqlite_utils() -> Result<PathBuf> {
-    let environment = tools_directory()?.join(format!("sqlite-utils-{SQLITE_UTILS_VERSION}"));
-    let program = environment.join("bin/sqlite-utils");
-    if Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success()) {
-        return Ok(program);
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
-    let package = format!("sqlite-utils=={SQLITE_UTILS_VERSION}");
-    run(Command::new(environment.join("bin/python")).args(["-m", "pip", "install", "--quiet", &package]))?;
-    Ok(program)
 }
 
 fn with_tables(page: &str, tables: &str) -> Result<String> {

@@ -8,12 +8,14 @@ mod data;
 mod demo;
 mod deny;
 mod dist;
+mod dynamodb;
 mod postgres;
 mod processes;
 mod shell;
 mod soak;
 mod test;
 mod tidy;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -23,9 +25,11 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo              build everything and migrate the sample data from JSON to SQLite, in target/demo
-  test [ARGS]       build everything, start a PostgreSQL for it and run all tests; ARGS go to `cargo test`
+  test [ARGS]       build everything, start a PostgreSQL and a DynamoDB engine and run all tests; ARGS go to `cargo test`
   postgres          a PostgreSQL to try things with, until Ctrl-C; the tests use one that LARDER_TEST_POSTGRES,
                     LARDER_TEST_POSTGRES_SUPERUSER (URLs) and LARDER_TEST_POSTGRES_BIN (its programs) name
+  dynamodb          an engine that answers as DynamoDB does, to try things with, until Ctrl-C; the tests use those that
+                    LARDER_TEST_DYNAMODB, LARDER_TEST_MOTO (URLs) and LARDER_TEST_DYNAMODB_BIN (its program) name
   soak --seconds N  random operations on every strategy for N seconds, against a reference in memory
   crash --kills N   kill processes while they write, and look for what was acknowledged
   contention        16 processes at one store: 16,000 saves, 4,000 counts, a writer beside readers
@@ -60,6 +64,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["demo"] => demo::run_demo(),
         ["test", ref rest @ ..] => test::run_tests(rest),
         ["postgres", ref rest @ ..] => postgres::run_in_foreground(rest),
+        ["dynamodb", ref rest @ ..] => dynamodb::run_in_foreground(rest),
         ["soak", ref rest @ ..] => soak::run(rest),
         ["crash", ref rest @ ..] => processes::crash(rest),
         ["contention", ref rest @ ..] => processes::contention(rest),

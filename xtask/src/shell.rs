@@ -97,7 +97,7 @@ fn shown(command: &Command) -> String {
         if let Some(value) = value
             && name != "CARGO_TARGET_DIR"
             // Of a server that is gone before anybody could type this.
-            && !name.to_string_lossy().starts_with("LARDER_TEST_POSTGRES")
+            && !is_of_a_service(&name.to_string_lossy())
         {
             words.push(format!("{}={}", name.display(), quoted(value)));
         }
@@ -105,6 +105,11 @@ fn shown(command: &Command) -> String {
     words.push(program_name(command));
     words.extend(command.get_args().map(quoted));
     words.join(" ")
+}
+
+fn is_of_a_service(variable: &str) -> bool {
+    let prefixes = ["LARDER_TEST_POSTGRES", "LARDER_TEST_DYNAMODB", "LARDER_TEST_MOTO", "AWS_"];
+    prefixes.iter().any(|prefix| variable.starts_with(prefix))
 }
 
 fn quoted(word: &OsStr) -> String {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use larder_test_cluster::Settings;
 
 use crate::artifacts::{build_plugins_and_guests, guests, host};
+use crate::dynamodb::{self, Dynamodb};
 use crate::postgres::{self, Postgres};
 use crate::shell::{cargo, run};
 
@@ -13,6 +14,7 @@ use crate::shell::{cargo, run};
 pub(crate) struct Tests {
     pub(crate) command: Command,
     _postgres: Postgres,
+    _dynamodb: Dynamodb,
 }
 
 /// Builds and tests. `arguments` go to `cargo test` as they are; a package among them replaces the whole workspace.
@@ -36,7 +38,9 @@ pub(crate) fn built(arguments: &[&str]) -> Result<Tests> {
         .env("LARDER_TEST_BIN", host(false)?);
     let postgres = postgres::start(Settings::default())?;
     command.envs(postgres.variables());
-    Ok(Tests { command, _postgres: postgres })
+    let dynamodb = dynamodb::start()?;
+    command.envs(dynamodb.variables());
+    Ok(Tests { command, _postgres: postgres, _dynamodb: dynamodb })
 }
 
 /// The arguments that select every package but the guests, which are no programs for this machine.
