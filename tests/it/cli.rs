@@ -564,6 +564,32 @@ fn a_store_without_restore_points_says_so() {
 }
 
 #[test]
+fn a_backup_of_a_store_is_a_json_store_and_replaces_no_other() {
+    let folder = folder();
+    save(&folder, "tables", "a", r#","n":1.0"#);
+    save(&folder, "tables", "b", "");
+    let backup = || {
+        let run = folder.larder(&["backup", "--store", "tables", "--to", "kept/day.json", "--format", "json"]).exits(0);
+        object(run.stdout)
+    };
+    let (first, second) = (backup(), backup());
+    assert_eq!(first["collections"]["templates"], 2);
+    let document = |of: &serde_json::Map<String, Value>| of["document"].as_str().unwrap().to_owned();
+    assert!(document(&first).ends_with("day.json") && document(&second).ends_with("day-1.json"), "{second:?}");
+    let manifest = object(folder.read("kept/day.manifest.json"));
+    assert_eq!(manifest["sha256"], first["sha256"]);
+    let restored = STORES.replace('@', folder.path().to_str().unwrap()).replace(
+        r#""stores": {"#,
+        r#""stores": {
+           "kept": {"strategy": "json", "json_strategy": {"base_path": "kept", "filenames": {"single_file": "day.json"}}},"#,
+    );
+    folder.write("larder.json", restored);
+    folder.larder(&["verify", "--from", "tables", "--to", "kept"]).exits(0);
+    let run = folder.larder(&["backup", "--store", "tables"]).exits(0);
+    assert!(run.stdout.starts_with("backed up 2 entities of `tables` to "), "{run:#?}");
+}
+
+#[test]
 fn a_damaged_document_is_brought_back_from_a_backup() {
     let folder = folder();
     save(&folder, "json", "a", "");
