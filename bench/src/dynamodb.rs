@@ -95,8 +95,12 @@ impl Program {
 
     /// The JSON that it answers somebody with.
     async fn get(&self, id: &str) -> Result<Vec<u8>> {
-        let members: Map<String, Value> =
-            self.stored(id, false).await?.into_iter().map(|(name, value)| Ok((name, member(value)?))).collect::<Result<_>>()?;
+        let members: Map<String, Value> = self
+            .stored(id, false)
+            .await?
+            .into_iter()
+            .map(|(name, value)| Ok((name, member(value)?)))
+            .collect::<Result<_>>()?;
         Ok(serde_json::to_vec(&members)?)
     }
 
@@ -261,7 +265,9 @@ fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -
         let host = host("none")?;
         let source = host.open(Some("sql")).await?;
         source.prepare(false, false).await?;
-        for (name, entities) in [("templates", &data.templates), ("requests", &data.requests), ("machines", &data.machines)] {
+        for (name, entities) in
+            [("templates", &data.templates), ("requests", &data.requests), ("machines", &data.machines)]
+        {
             for batch in entities.chunks(5_000) {
                 let loaded = source.load(name, batch.to_vec(), Existing::Fail).await?;
                 ensure!(loaded.refused.is_empty(), "the source refuses machines");
@@ -315,5 +321,6 @@ fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -
             }),
         ],
     )?;
-    Ok(Row::new(format!("move {count} machines out of SQLite, beside a loader"), &ours, &theirs).at_most(LOAD_RATIO_MAX))
+    Ok(Row::new(format!("move {count} machines out of SQLite, beside a loader"), &ours, &theirs)
+        .at_most(LOAD_RATIO_MAX))
 }
