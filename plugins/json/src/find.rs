@@ -40,8 +40,14 @@ pub(crate) fn find<F: Files>(
     let is_ordered = !query.order_by.is_empty();
     // Without an order entities come by id, so what came before the cursor need not be looked at.
     let after_id = after.as_ref().filter(|_| !is_ordered).map(|after| after.id.as_str());
-    let mut page =
-        Page { entities: Vec::new(), next: None, unapplied: Vec::new(), sorted: true, index_used: query.index.clone(), notes: Vec::new() };
+    let mut page = Page {
+        entities: Vec::new(),
+        next: None,
+        unapplied: Vec::new(),
+        sorted: true,
+        index_used: query.index.clone(),
+        notes: Vec::new(),
+    };
     let mut bytes = 0;
     let is_full = |entities: usize, bytes: usize| {
         entities > 0 && (entities >= query.limit as usize || bytes >= query.max_bytes as usize)

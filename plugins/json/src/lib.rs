@@ -41,7 +41,13 @@ impl<F: Files + Default> Strategy for JsonStore<F> {
         Description {
             strategy: "json".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: Features { atomic_apply: true, transactions: true, deferred_sync: true, shared_state: true, ..Features::default() },
+            features: Features {
+                atomic_apply: true,
+                transactions: true,
+                deferred_sync: true,
+                shared_state: true,
+                ..Features::default()
+            },
             isolations: vec![Isolation::Serializable],
             max_atomic_writes: 0,
             max_entity_bytes: store::ENTITY_BYTES_MAX as u64,

@@ -468,7 +468,14 @@ impl Search<'_> {
         }
         let is_more = is_full || plain_is_cut || odd_is_cut;
         let next = is_more.then(|| [&self.bound_to, &[BY_ORDER][..], &place.write()].concat());
-        Ok(Some(Page { entities: page, next, unapplied: self.plan.unapplied.clone(), sorted: true, index_used, notes: Vec::new() }))
+        Ok(Some(Page {
+            entities: page,
+            next,
+            unapplied: self.plan.unapplied.clone(),
+            sorted: true,
+            index_used,
+            notes: Vec::new(),
+        }))
     }
 
     /// The first odd rows behind a place, last first, and whether there are more. None where they are too many to begin with.

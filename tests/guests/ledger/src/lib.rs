@@ -51,7 +51,13 @@ impl<F: Files + Default> Strategy for Ledger<F> {
         Description {
             strategy: "ledger".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: Features { deferred_sync: true, shared_state: true, transactions: true, atomic_apply: true, ..Features::default() },
+            features: Features {
+                deferred_sync: true,
+                shared_state: true,
+                transactions: true,
+                atomic_apply: true,
+                ..Features::default()
+            },
             isolations: vec![Isolation::Serializable],
             max_atomic_writes: 0,
             max_entity_bytes: 1 << 20,
