@@ -9,7 +9,8 @@ use std::time::Duration;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::identity::IdentityCache;
 use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -44,16 +45,24 @@ pub(super) struct Clients {
 /// environment, profile, single sign-on, web identity, container, instance.
 pub(super) async fn connect(grant: &DynamodbGrant, timeout: Duration) -> Result<Clients, Error> {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
-    let mut profile = ProfileFileRegionProvider::builder();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest());
-    if let Some(name) = &grant.profile {
-        profile = profile.profile_name(name);
-        loader = loader.profile_name(name);
-    }
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
     // An instance would be asked for its region last, and where there is none, nobody answers.
-    let region = RegionProviderChain::first_try(grant.region.clone().map(Region::new))
-        .or_else(EnvironmentVariableRegionProvider::new())
-        .or_else(profile.build());
+    let region = RegionProviderChain::first_try(grant.region.clone().map(Region::new));
+    let region = match &grant.profile {
+        // A profile that is named counts for more than the environment: each store may have its own.
+        Some(name) => {
+            let own = ProfileFileRegionProvider::builder().profile_name(name).build();
+            let region = region.or_else(own).or_else(EnvironmentVariableRegionProvider::new()).region().await;
+            let around = ProviderConfig::default().with_http_client(http).with_region(region.clone());
+            let credentials = ProfileFileCredentialsProvider::builder().configure(&around).profile_name(name).build();
+            loader = loader.profile_name(name).credentials_provider(credentials);
+            region
+        }
+        None => {
+            let usual = ProfileFileRegionProvider::new();
+            region.or_else(EnvironmentVariableRegionProvider::new()).or_else(usual).region().await
+        }
+    };
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT_MAX.min(timeout / 2))
         // A request whose answer is lost is sent again within the call's time.
@@ -61,7 +70,6 @@ pub(super) async fn connect(grant: &DynamodbGrant, timeout: Duration) -> Result<
         .build();
     let config = loader
         .region(region)
-        .http_client(http)
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
         .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT_MAX.min(timeout)).build())

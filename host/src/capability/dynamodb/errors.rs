@@ -117,7 +117,10 @@ fn of_code<E>(code: &str, said: String) -> Failure<E> {
         | "ThrottlingError"
         | "TooManyRequestsException" => Failure { error: throttled(), class: Class::Throttled, answer: None },
         "ResourceNotFoundException" => fails(NotFound, "there is no such table or index".to_owned()),
-        "ResourceInUseException" => Failure::new(Class::Final, Unavailable, "the table is being changed"),
+        "ResourceInUseException" => {
+            let being_changed = Error::new(Unavailable, "the table is being made or changed by somebody else");
+            Failure { error: being_changed, class: Class::Final, answer: None }
+        }
         "ItemCollectionSizeLimitExceededException"
         | "ItemCollectionSizeLimitExceeded"
         | "LimitExceededException"
