@@ -12,7 +12,7 @@ use crate::repository::Repository;
 
 /// The directory and the database that the plugin of this store would be lent.
 pub fn lend(config: &Config, store: &Store) -> (Option<Directory>, Option<Database>) {
-    let lent = Lent::new(&store.grants, config.plugins.call_timeout);
+    let lent = Lent::new(&store.grants, config.collections(), config.plugins.call_timeout);
     (lent.files, lent.sql)
 }
 

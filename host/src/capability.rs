@@ -5,22 +5,24 @@
 //! address or a password passes: the host opens the directory or the database, and the plugin gets "the" one.
 
 // Public inside a private module: the generated bindings name their handles.
+pub mod dynamodb;
 pub mod files;
 pub mod sql;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use larder_model::Error as ContractError;
+use larder_model::{Collection, Error as ContractError, ErrorKind};
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
 
 use crate::config::{Grants, SqlGrant, Store, TlsMode};
 use crate::error::{Error, Result};
 use crate::plugin::bindings::{StrategyPre, error_into, isolation_from_option, types};
-use crate::plugin::bindings::{files as wit_files, sql as wit_sql};
+use crate::plugin::bindings::{dynamodb as wit_dynamodb, files as wit_files, sql as wit_sql};
 use crate::plugin::instance::{State, one_line};
 use crate::plugin::{Capability, Plugin};
+use dynamodb::{Attribute, Tables};
 use files::{Directory, FileStat, Lock, LockMode, Replacement};
 use sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
 
@@ -29,17 +31,21 @@ use sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
 pub(crate) struct Lent {
     pub(crate) files: Option<Directory>,
     pub(crate) sql: Option<Database>,
+    pub(crate) dynamodb: Option<Tables>,
     /// Where that is, for a person.
     places: Vec<PathBuf>,
     /// The same of a server.
     server: Option<String>,
+    /// The same of tables.
+    tables: Option<String>,
 }
 
 impl Lent {
     /// Makes the capabilities that the grants describe. Nothing is opened before it is used.
     ///
     /// A statement is given up before the call that sent it is, so that whoever called learns why.
-    pub(crate) fn new(grants: &Grants, call_timeout: Duration) -> Lent {
+    pub(crate) fn new(grants: &Grants, collections: &[Collection], call_timeout: Duration) -> Lent {
+        let timeout = call_timeout * 4 / 5;
         let file = match &grants.sql {
             Some(SqlGrant::Sqlite { path, .. }) => Some(path.clone()),
             _ => None,
@@ -51,19 +57,42 @@ impl Lent {
         Lent {
             places: grants.files.iter().map(|grant| grant.directory.clone()).chain(file).collect(),
             files: grants.files.as_ref().map(|grant| Directory::new(&grant.directory)),
-            sql: grants.sql.as_ref().map(|grant| database(grant, call_timeout * 4 / 5)),
+            sql: grants.sql.as_ref().map(|grant| database(grant, timeout)),
+            dynamodb: grants.dynamodb.as_ref().map(|grant| {
+                let names = collections.iter().map(|collection| collection.name.clone());
+                Tables::new(grant.clone(), names.collect(), timeout)
+            }),
             server,
+            tables: grants.dynamodb.as_ref().map(ToString::to_string),
         }
     }
 
     /// What a person can do about a plugin's error that comes from what was lent: the plugin knows no path to tell of.
     pub(crate) fn advice(&self, error: &ContractError) -> Option<String> {
-        if let (Some(server), larder_model::ErrorKind::Unavailable) = (&self.server, error.kind) {
+        if let (Some(server), ErrorKind::Unavailable) = (&self.server, error.kind) {
             return Some(format!(
                 "the store is the database {server}: see that the server runs, lets that user in and has such a database"
             ));
         }
-        let is_full = error.kind == larder_model::ErrorKind::LimitExceeded && error.message.contains("disk");
+        match (&self.tables, error.kind) {
+            (Some(tables), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                return Some(format!(
+                    "the store is the tables {tables}: see that region and endpoint are right and can be reached, and that \
+                     `larder stores prepare` has made the tables"
+                ));
+            }
+            (Some(tables), ErrorKind::Denied) => {
+                return Some(format!(
+                    "the store is the tables {tables}: see that the profile or the environment gives credentials, and \
+                     that they may use these tables"
+                ));
+            }
+            (Some(tables), ErrorKind::Throttled) => {
+                return Some(format!("the store is the tables {tables}: raise their capacities, or let them scale"));
+            }
+            _ => {}
+        }
+        let is_full = error.kind == ErrorKind::LimitExceeded && error.message.contains("disk");
         let place = self.places.first().filter(|_| is_full)?;
         Some(format!("make room where {} is", place.display()))
     }
@@ -119,6 +148,7 @@ pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<St
         let granted = match wanted {
             Capability::Files => store.grants.files.is_some(),
             Capability::Sql => store.grants.sql.is_some(),
+            Capability::Dynamodb => store.grants.dynamodb.is_some(),
         };
         if !granted {
             return Err(Error::refused(format!(
@@ -147,6 +177,9 @@ pub(crate) fn link_interfaces(engine: &Engine, capabilities: &[Capability]) -> w
         match capability {
             Capability::Files => wit_files::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?,
             Capability::Sql => wit_sql::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?,
+            Capability::Dynamodb => {
+                wit_dynamodb::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+            }
         }
     }
     Ok(linker)
@@ -163,7 +196,7 @@ fn answer<T>(result: larder_model::Result<T>) -> Answer<T> {
 fn keep<T, U: 'static>(kept: Result<T, ResourceTableError>) -> larder_model::Result<T> {
     kept.map_err(|_| {
         let kind = std::any::type_name::<U>().rsplit("::").next().unwrap_or_default().to_lowercase();
-        ContractError::new(larder_model::ErrorKind::LimitExceeded, format!("too many open handles for another {kind}"))
+        ContractError::new(ErrorKind::LimitExceeded, format!("too many open handles for another {kind}"))
     })
 }
 
@@ -177,6 +210,10 @@ impl State {
 
     fn database(&self) -> wasmtime::Result<Database> {
         self.sql.clone().ok_or_else(|| wasmtime::Error::msg("no database was granted"))
+    }
+
+    fn tables(&self) -> wasmtime::Result<&Tables> {
+        self.dynamodb.as_ref().ok_or_else(|| wasmtime::Error::msg("no tables were granted"))
     }
 }
 
@@ -387,5 +424,197 @@ impl wit_sql::HostTransaction for State {
     async fn drop(&mut self, transaction: Resource<Transaction>) -> wasmtime::Result<()> {
         self.table.delete(transaction)?;
         Ok(())
+    }
+}
+
+fn attribute_from(attribute: wit_dynamodb::Attribute) -> Attribute {
+    match attribute {
+        wit_dynamodb::Attribute::Text(text) => Attribute::Text(text),
+        wit_dynamodb::Attribute::Number(text) => Attribute::Number(text),
+        wit_dynamodb::Attribute::Boolean(value) => Attribute::Boolean(value),
+        wit_dynamodb::Attribute::Null => Attribute::Null,
+        wit_dynamodb::Attribute::Binary(bytes) => Attribute::Binary(bytes),
+        wit_dynamodb::Attribute::Document(text) => Attribute::Document(text),
+    }
+}
+
+fn attribute_into(attribute: Attribute) -> wit_dynamodb::Attribute {
+    match attribute {
+        Attribute::Text(text) => wit_dynamodb::Attribute::Text(text),
+        Attribute::Number(text) => wit_dynamodb::Attribute::Number(text),
+        Attribute::Boolean(value) => wit_dynamodb::Attribute::Boolean(value),
+        Attribute::Null => wit_dynamodb::Attribute::Null,
+        Attribute::Binary(bytes) => wit_dynamodb::Attribute::Binary(bytes),
+        Attribute::Document(text) => wit_dynamodb::Attribute::Document(text),
+    }
+}
+
+fn item_from(item: wit_dynamodb::Item) -> dynamodb::Item {
+    item.into_iter().map(|(name, attribute)| (name, attribute_from(attribute))).collect()
+}
+
+fn item_into(item: dynamodb::Item) -> wit_dynamodb::Item {
+    item.into_iter().map(|(name, attribute)| (name, attribute_into(attribute))).collect()
+}
+
+fn expression_from(expression: wit_dynamodb::Expression) -> dynamodb::Expression {
+    let wit_dynamodb::Expression { text, names, values } = expression;
+    dynamodb::Expression { text, names, values: item_from(values) }
+}
+
+fn key_schema_from(key: wit_dynamodb::KeySchema) -> dynamodb::KeySchema {
+    dynamodb::KeySchema { hash: key.hash, range: key.range }
+}
+
+fn key_schema_into(key: dynamodb::KeySchema) -> wit_dynamodb::KeySchema {
+    wit_dynamodb::KeySchema { hash: key.hash, range: key.range }
+}
+
+fn capacity_into(capacity: dynamodb::Capacity) -> wit_dynamodb::Capacity {
+    wit_dynamodb::Capacity { read: capacity.read, write: capacity.write }
+}
+
+fn table_status_into(status: dynamodb::TableStatus) -> wit_dynamodb::TableStatus {
+    let indexes = status.indexes.into_iter().map(|index| wit_dynamodb::IndexStatus {
+        name: index.name,
+        status: index.status,
+        key: key_schema_into(index.key),
+        holds_whole_items: index.holds_whole_items,
+        capacity: index.capacity.map(capacity_into),
+    });
+    wit_dynamodb::TableStatus {
+        name: status.name,
+        status: status.status,
+        key: key_schema_into(status.key),
+        indexes: indexes.collect(),
+        capacity: status.capacity.map(capacity_into),
+        items: status.items,
+        bytes: status.bytes,
+        scaling: status.scaling,
+    }
+}
+
+fn action_from(action: wit_dynamodb::Action) -> dynamodb::Action {
+    match action {
+        wit_dynamodb::Action::Put(put) => dynamodb::Action::Put {
+            collection: put.collection,
+            item: item_from(put.item),
+            condition: put.condition.map(expression_from),
+        },
+        wit_dynamodb::Action::Delete(delete) => dynamodb::Action::Delete {
+            collection: delete.collection,
+            key: item_from(delete.key),
+            condition: delete.condition.map(expression_from),
+        },
+        wit_dynamodb::Action::Check(check) => dynamodb::Action::Check {
+            collection: check.collection,
+            key: item_from(check.key),
+            condition: expression_from(check.condition),
+        },
+    }
+}
+
+fn written_into(written: dynamodb::Written) -> wit_dynamodb::Written {
+    match written {
+        dynamodb::Written::Done => wit_dynamodb::Written::Done,
+        dynamodb::Written::Refused(item) => wit_dynamodb::Written::Refused(item.map(item_into)),
+    }
+}
+
+fn item_page_into(page: dynamodb::ItemPage) -> wit_dynamodb::ItemPage {
+    wit_dynamodb::ItemPage {
+        items: page.items.into_iter().map(item_into).collect(),
+        count: page.count,
+        last_key: page.last_key.map(item_into),
+        read_units: page.read_units,
+    }
+}
+
+impl wit_dynamodb::Host for State {
+    async fn prepare_table(
+        &mut self,
+        spec: wit_dynamodb::TableSpec,
+        dry_run: bool,
+        extend: bool,
+    ) -> Answer<Vec<String>> {
+        let spec = dynamodb::TableSpec {
+            collection: spec.collection,
+            key: key_schema_from(spec.key),
+            indexes: spec.indexes.into_iter().map(|index| (index.name, key_schema_from(index.key))).collect(),
+        };
+        answer(self.tables()?.prepare_table(&spec, dry_run, extend).await)
+    }
+
+    async fn describe_table(&mut self, collection: String) -> Answer<Option<wit_dynamodb::TableStatus>> {
+        answer(self.tables()?.describe_table(&collection).await.map(|status| status.map(table_status_into)))
+    }
+
+    async fn list_collections(&mut self) -> Answer<Vec<String>> {
+        answer(self.tables()?.list_collections().await)
+    }
+
+    async fn get_items(
+        &mut self,
+        collection: String,
+        keys: Vec<wit_dynamodb::Item>,
+        consistent: bool,
+    ) -> Answer<Vec<Option<wit_dynamodb::Item>>> {
+        let keys = keys.into_iter().map(item_from).collect();
+        let found = self.tables()?.get_items(&collection, keys, consistent).await;
+        answer(found.map(|items| items.into_iter().map(|item| item.map(item_into)).collect()))
+    }
+
+    async fn write_items(
+        &mut self,
+        actions: Vec<wit_dynamodb::Action>,
+    ) -> Answer<Vec<std::result::Result<wit_dynamodb::Written, types::Error>>> {
+        let written = self.tables()?.write_items(actions.into_iter().map(action_from).collect()).await;
+        let one = |written: larder_model::Result<_>| written.map(written_into).map_err(error_into);
+        answer(written.map(|all| all.into_iter().map(one).collect()))
+    }
+
+    async fn put_batch(&mut self, collection: String, items: Vec<wit_dynamodb::Item>) -> Answer<()> {
+        answer(self.tables()?.put_batch(&collection, items.into_iter().map(item_from).collect()).await)
+    }
+
+    async fn transact(
+        &mut self,
+        actions: Vec<wit_dynamodb::Action>,
+        token: String,
+    ) -> Answer<Vec<wit_dynamodb::Written>> {
+        let written = self.tables()?.transact(actions.into_iter().map(action_from).collect(), &token).await;
+        answer(written.map(|all| all.into_iter().map(written_into).collect()))
+    }
+
+    async fn query(&mut self, query: wit_dynamodb::ItemQuery) -> Answer<wit_dynamodb::ItemPage> {
+        let query = dynamodb::ItemQuery {
+            collection: query.collection,
+            index: query.index,
+            key: expression_from(query.key),
+            filter: query.filter.map(expression_from),
+            start: query.start.map(item_from),
+            limit: query.limit,
+            descending: query.descending,
+            consistent: query.consistent,
+            count_only: query.count_only,
+        };
+        answer(self.tables()?.query(query).await.map(item_page_into))
+    }
+
+    async fn scan(
+        &mut self,
+        scan: wit_dynamodb::ItemScan,
+        segments: Vec<wit_dynamodb::Segment>,
+    ) -> Answer<Vec<wit_dynamodb::ItemPage>> {
+        let scan = dynamodb::ItemScan {
+            collection: scan.collection,
+            segments: scan.segments,
+            filter: scan.filter.map(expression_from),
+            limit: scan.limit,
+            consistent: scan.consistent,
+            count_only: scan.count_only,
+        };
+        let segments = segments.into_iter().map(|it| (it.number, it.start.map(item_from))).collect();
+        answer(self.tables()?.scan(scan, segments).await.map(|pages| pages.into_iter().map(item_page_into).collect()))
     }
 }

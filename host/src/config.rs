@@ -80,6 +80,8 @@ pub struct Grants {
     pub files: Option<FilesGrant>,
     /// A database.
     pub sql: Option<SqlGrant>,
+    /// Tables in DynamoDB.
+    pub dynamodb: Option<DynamodbGrant>,
 }
 
 /// A directory with all that is in it.
@@ -130,6 +132,60 @@ impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}/{}", self.host, self.port, self.name)
     }
+}
+
+/// Tables in DynamoDB: those of one prefix, and how they are made. Shown, it is where they are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DynamodbGrant {
+    /// None where the AWS profile or the environment says it.
+    pub region: Option<String>,
+    /// None for the usual one.
+    pub profile: Option<String>,
+    /// None for the region's.
+    pub endpoint_url: Option<String>,
+    /// Tables are named `<prefix>_<collection>`.
+    pub table_prefix: String,
+    /// Of each table and index that is made; none where they are paid by request.
+    pub provisioned: Option<Provisioned>,
+    /// How these units follow the load, none where they do not.
+    pub auto_scaling: Option<AutoScaling>,
+}
+
+impl fmt::Display for DynamodbGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}_…`", self.table_prefix)?;
+        match &self.region {
+            Some(region) => write!(f, " in the region `{region}`")?,
+            None => write!(f, " in the region that the AWS profile or AWS_REGION names")?,
+        }
+        if let Some(endpoint) = &self.endpoint_url {
+            write!(f, " at {endpoint}")?;
+        }
+        match &self.profile {
+            Some(profile) => write!(f, " with the AWS profile `{profile}`"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Units a second, each at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Provisioned {
+    pub read: u32,
+    pub write: u32,
+}
+
+/// Between which bounds units follow the load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct AutoScaling {
+    pub read_min: u32,
+    pub read_max: u32,
+    pub write_min: u32,
+    pub write_max: u32,
+    /// Percent of the units that should be in use.
+    pub target_utilization: u32,
 }
 
 /// How connections to one database are kept.
@@ -361,11 +417,12 @@ impl Store {
     /// Whether both are one place: what is written to the one is then in the other. Documents of two layouts may share a
     /// directory; a table is the same whatever a section says of it.
     pub fn is_same_place(&self, other: &Store) -> bool {
-        let shares_database = self.grants.sql.is_some() && self.grants.overlap(&other.grants);
+        let has_database = |grants: &Grants| grants.sql.is_some() || grants.dynamodb.is_some();
+        let shares_database = has_database(&self.grants) && self.grants.overlap(&other.grants);
         let shares_files = self.grants.files.as_ref().map(FilesGrant::settled)
             == other.grants.files.as_ref().map(FilesGrant::settled)
-            && self.grants.sql.is_none()
-            && other.grants.sql.is_none();
+            && !has_database(&self.grants)
+            && !has_database(&other.grants);
         self.strategy == other.strategy && (shares_database || (shares_files && self.section == other.section))
     }
 }
@@ -389,7 +446,14 @@ impl Grants {
             }
             _ => false,
         };
-        files || sql
+        let dynamodb = match (&self.dynamodb, &other.dynamodb) {
+            (Some(one), Some(other)) => {
+                (&one.region, &one.profile, &one.endpoint_url, &one.table_prefix)
+                    == (&other.region, &other.profile, &other.endpoint_url, &other.table_prefix)
+            }
+            _ => false,
+        };
+        files || sql || dynamodb
     }
 }
 

@@ -99,7 +99,7 @@ impl Host {
         for kept in unused {
             self.close_one(kept).await;
         }
-        let lent = Lent::new(&store.grants, self.config.plugins.call_timeout);
+        let lent = Lent::new(&store.grants, self.config.collections(), self.config.plugins.call_timeout);
         let pre = capability::link(&self.engine, &plugin, &store)?;
         let settings = &self.config.plugins;
         let limits = Limits {

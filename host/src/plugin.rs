@@ -31,17 +31,20 @@ pub enum Capability {
     Files,
     /// One database.
     Sql,
+    /// Tables in DynamoDB.
+    Dynamodb,
 }
 
 impl Capability {
     /// All that this host can lend.
-    pub const ALL: [Capability; 2] = [Capability::Files, Capability::Sql];
+    pub const ALL: [Capability; 3] = [Capability::Files, Capability::Sql, Capability::Dynamodb];
 
     /// Its name in the contract and in `grants`.
     pub fn name(self) -> &'static str {
         match self {
             Capability::Files => "files",
             Capability::Sql => "sql",
+            Capability::Dynamodb => "dynamodb",
         }
     }
 
@@ -50,6 +53,7 @@ impl Capability {
         match self {
             Capability::Files => r#""grants": {"files": {"directory": "DIRECTORY"}}"#,
             Capability::Sql => r#""grants": {"sql": {"type": "sqlite", "name": "FILE.db"}}"#,
+            Capability::Dynamodb => r#""grants": {"dynamodb": {"region": "REGION", "table_prefix": "PREFIX"}}"#,
         }
     }
 }
@@ -249,7 +253,7 @@ async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<
         .map_err(|error| {
             Error::refused("its imports do not link").caused_by(instance::one_line(&format!("{error:#}")))
         })?;
-    let mut store = Store::new(engine, State::new(instance::DESCRIBE_MEMORY_BYTES_MAX, None, None));
+    let mut store = Store::new(engine, State::new(instance::DESCRIBE_MEMORY_BYTES_MAX, None, None, None));
     instance::arm(&mut store);
     let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {
         match pre.instantiate_async(&mut store).await {

@@ -318,7 +318,8 @@ impl Store {
         let mut reserve = None;
         loop {
             let files = self.lent.files.as_ref().map(Directory::for_instance);
-            let state = State::new(self.limits.memory_bytes_max, files, self.lent.sql.clone());
+            let (sql, dynamodb) = (self.lent.sql.clone(), self.lent.dynamodb.clone());
+            let state = State::new(self.limits.memory_bytes_max, files, sql, dynamodb);
             let mut instance = Box::new(Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?);
             let ended = {
                 let (guest, store) = instance.parts();

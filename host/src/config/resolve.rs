@@ -10,10 +10,11 @@ use serde_json::{Map, Value};
 
 use super::environment::{self, Variables};
 use super::schema::{self, key_path, unknown_key};
-use super::written::{self, DatabaseType, Document, DynamodbStrategy, JsonStrategy, SqlStrategy, SslMode};
+use super::written::{self, BillingMode, DatabaseType, Document, DynamodbStrategy, JsonStrategy, SqlStrategy, SslMode};
 use super::{
-    Config, FilesGrant, Grants, MigrationSettings, PluginSettings, Pool, Secret, Server, SqlGrant, Store, TlsMode,
-    absolute, collections, compile_cache_directory, default_plugins_directory,
+    AutoScaling, Config, DynamodbGrant, FilesGrant, Grants, MigrationSettings, PluginSettings, Pool, Provisioned,
+    Secret, Server, SqlGrant, Store, TlsMode, absolute, collections, compile_cache_directory,
+    default_plugins_directory,
 };
 use crate::error::{Error, Result};
 
@@ -281,11 +282,8 @@ impl Resolver<'_> {
             "dynamodb" => {
                 let defaults = DynamodbStrategy::default();
                 let dynamodb = place.dynamodb.unwrap_or(&defaults);
-                check_dynamodb(&at, dynamodb)?;
-                if dynamodb.enable_dax {
-                    warnings.push(format!("`{at}.enable_dax`: there is no DAX client, so reads go to DynamoDB"));
-                }
-                section.retain(|key, _| !["region", "profile", "endpoint_url", "enable_dax"].contains(&key.as_str()));
+                grants.dynamodb = Some(dynamodb_grant(&at, dynamodb, warnings)?);
+                section.retain(|key, _| key == "consistent_reads");
             }
             _ => {
                 if let Some(files) = place.grants.and_then(|grants| grants.files.as_ref()) {
@@ -293,6 +291,10 @@ impl Resolver<'_> {
                 }
                 if let Some(sql) = place.grants.and_then(|grants| grants.sql.as_ref()) {
                     grants.sql = Some(sql_grant(&format!("{}.grants.sql", place.location), sql)?);
+                }
+                if let Some(dynamodb) = place.grants.and_then(|grants| grants.dynamodb.as_ref()) {
+                    let at = format!("{}.grants.dynamodb", place.location);
+                    grants.dynamodb = Some(dynamodb_grant(&at, dynamodb, warnings)?);
                 }
             }
         }
@@ -418,7 +420,8 @@ fn sql_grant(at: &str, sql: &SqlStrategy) -> Result<SqlGrant> {
     }
 }
 
-fn check_dynamodb(at: &str, dynamodb: &DynamodbStrategy) -> Result<()> {
+/// The tables that a section or a grant describes.
+fn dynamodb_grant(at: &str, dynamodb: &DynamodbStrategy, warnings: &mut Vec<String>) -> Result<DynamodbGrant> {
     let bounds = &dynamodb.auto_scaling.bounds;
     for (kind, least, most) in [
         ("read", bounds.min_read_capacity, bounds.max_read_capacity),
@@ -430,7 +433,32 @@ fn check_dynamodb(at: &str, dynamodb: &DynamodbStrategy) -> Result<()> {
             )));
         }
     }
-    Ok(())
+    if dynamodb.enable_dax {
+        warnings.push(format!("`{at}.enable_dax`: there is no DAX client, so reads go to DynamoDB"));
+    }
+    let scales = dynamodb.auto_scaling.enabled;
+    let is_provisioned = match dynamodb.billing_mode {
+        Some(mode) => mode == BillingMode::Provisioned,
+        None => scales,
+    };
+    if scales && !is_provisioned {
+        warnings.push(format!("`{at}.auto_scaling`: there is nothing to scale where tables are paid by request"));
+    }
+    Ok(DynamodbGrant {
+        region: dynamodb.region.clone(),
+        profile: dynamodb.profile.clone(),
+        endpoint_url: dynamodb.endpoint_url.clone(),
+        table_prefix: dynamodb.table_prefix.clone(),
+        provisioned: is_provisioned
+            .then_some(Provisioned { read: dynamodb.read_capacity, write: dynamodb.write_capacity }),
+        auto_scaling: (is_provisioned && scales).then_some(AutoScaling {
+            read_min: bounds.min_read_capacity,
+            read_max: bounds.max_read_capacity,
+            write_min: bounds.min_write_capacity,
+            write_max: bounds.max_write_capacity,
+            target_utilization: bounds.target_utilization,
+        }),
+    })
 }
 
 /// Refuses a grant that reaches the file `path`.

@@ -268,6 +268,9 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
+/// Grants that have the keys of a section.
+const SECTIONS_ELSEWHERE: [&str; 2] = ["storage.grants.sql", "storage.grants.dynamodb"];
+
 /// Every key of `schema` in reading order, as its path with dots and its own schema. `NAME` stands for a name that is
 /// free. The keys of an object stand together, before those of its members. A named store's section is not entered: it is
 /// the one under `storage`.
@@ -277,7 +280,7 @@ pub(super) fn keys(schema: &Value) -> Vec<(String, Value)> {
         let members = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
         found.extend(members.clone().map(|(name, member)| (join(name), member.clone())));
         for (path, member) in members.map(|(name, member)| (join(name), member)) {
-            if !path.starts_with("storage.stores.NAME.") && path != "storage.grants.sql" {
+            if !path.starts_with("storage.stores.NAME.") && !SECTIONS_ELSEWHERE.contains(&path.as_str()) {
                 collect(member, &path, found);
             }
         }

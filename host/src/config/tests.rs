@@ -74,7 +74,7 @@ fn an_empty_configuration_has_every_default() {
     let config = resolved(json!({})).unwrap();
     let store = config.store(None).unwrap();
     assert_eq!((store.name.as_str(), store.strategy.as_str(), store.location.as_str()), ("json", "json", "storage"));
-    assert_eq!(store.grants, Grants { files: Some(FilesGrant { directory: here("data") }), sql: None });
+    assert_eq!(store.grants, Grants { files: Some(FilesGrant { directory: here("data") }), ..Grants::default() });
     assert!(store.section.is_empty());
     assert_eq!(config.stores().len(), 1);
     assert_eq!(
@@ -161,26 +161,55 @@ fn a_postgresql_store_works() {
 
 #[test]
 fn a_dynamodb_store_is_accepted_in_both_forms_of_auto_scaling() {
-    let storage = json!({ "strategy": "dynamodb", "dynamodb_strategy": {
+    let section = json!({
         "region": "us-east-1", "profile": "production", "table_prefix": "hostfactory",
-        "read_capacity": 5, "write_capacity": 5, "billing_mode": "PAY_PER_REQUEST"
-    }});
-    let store = resolved(json!({ "storage": storage })).unwrap().store(None).unwrap();
-    assert_eq!(store.grants, Grants::default());
-    assert!(!store.section.contains_key("profile"));
-    for auto_scaling in [
-        json!(true),
-        json!(false),
-        json!({
-            "enabled": true, "min_read_capacity": 1, "max_read_capacity": 100,
-            "min_write_capacity": 1, "max_write_capacity": 100, "target_utilization": 70
-        }),
+        "read_capacity": 5, "write_capacity": 5, "consistent_reads": true
+    });
+    let object = json!({
+        "enabled": true, "min_read_capacity": 1, "max_read_capacity": 100,
+        "min_write_capacity": 1, "max_write_capacity": 100, "target_utilization": 70
+    });
+    let scaled = AutoScaling { read_min: 1, read_max: 100, write_min: 1, write_max: 100, target_utilization: 70 };
+    let units = Some(Provisioned { read: 5, write: 5 });
+    for (auto_scaling, billing_mode, provisioned, expected) in [
+        (json!(true), None, units, Some(&scaled)),
+        (object, None, units, Some(&scaled)),
+        (json!(false), None, None, None),
+        (json!(false), Some("PROVISIONED"), units, None),
+        (json!(true), Some("PAY_PER_REQUEST"), None, None),
     ] {
-        let mut storage = storage.clone();
-        storage["dynamodb_strategy"]["auto_scaling"] = auto_scaling.clone();
-        let store = resolved(json!({ "storage": storage })).unwrap().store(None).unwrap();
-        assert_eq!(store.section["auto_scaling"], auto_scaling);
+        let mut section = section.clone();
+        section["auto_scaling"] = auto_scaling;
+        if let Some(mode) = billing_mode {
+            section["billing_mode"] = mode.into();
+        }
+        let config = resolved(json!({ "storage": { "strategy": "dynamodb", "dynamodb_strategy": section } })).unwrap();
+        let store = config.store(None).unwrap();
+        let grant = DynamodbGrant {
+            region: Some("us-east-1".to_owned()),
+            profile: Some("production".to_owned()),
+            endpoint_url: None,
+            table_prefix: "hostfactory".to_owned(),
+            provisioned,
+            auto_scaling: expected.cloned(),
+        };
+        assert_eq!(store.grants, Grants { dynamodb: Some(grant), ..Grants::default() });
+        assert_eq!(Value::Object(store.section), json!({ "consistent_reads": true }));
+        assert_eq!(config.warnings().is_empty(), billing_mode != Some("PAY_PER_REQUEST"));
     }
+}
+
+#[test]
+fn another_strategy_can_be_lent_tables() {
+    let config = resolved(json!({ "storage": { "strategy": "kv", "kv_strategy": {}, "grants": {
+        "dynamodb": { "endpoint_url": "http://localhost:8000", "table_prefix": "kv" }
+    }}}));
+    let grant = config.unwrap().store(None).unwrap().grants.dynamodb.unwrap();
+    assert_eq!((grant.table_prefix.as_str(), grant.provisioned), ("kv", None));
+    let unknown = json!({ "storage": { "strategy": "kv", "kv_strategy": {}, "grants": {
+        "dynamodb": { "consistent_reads": true }
+    }}});
+    assert!(refusal(unknown).contains("storage.grants.dynamodb.consistent_reads"));
 }
 
 #[test]

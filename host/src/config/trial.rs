@@ -18,15 +18,21 @@ pub(crate) const CASE_VARIABLE: &str = "CASE";
 pub(crate) fn store(strategy: &str, wants: &[Capability]) -> Map<String, Value> {
     let directory = format!("${{{SCRATCH_VARIABLE}}}/store");
     let database = json!({"type": "sqlite", "name": format!("${{{SCRATCH_VARIABLE}}}/store.db")});
+    // Where Amazon's own server for trials listens.
+    let tables = json!({
+        "region": "us-east-1", "endpoint_url": "http://localhost:8000", "table_prefix": format!("trial-${{{CASE_VARIABLE}}}")
+    });
     let store = match strategy {
         "json" => json!({"json_strategy": {"base_path": directory}}),
         "sql" => json!({"sql_strategy": database}),
+        "dynamodb" => json!({"dynamodb_strategy": tables}),
         _ => {
             let mut grants = Map::new();
             for capability in wants {
                 let grant = match capability {
                     Capability::Files => json!({"directory": directory}),
                     Capability::Sql => database.clone(),
+                    Capability::Dynamodb => tables.clone(),
                 };
                 grants.insert(capability.name().to_owned(), grant);
             }

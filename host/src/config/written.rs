@@ -114,6 +114,10 @@ pub(super) struct Grants {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "sql_grant")]
     pub(super) sql: Option<SqlStrategy>,
+    /// Tables in DynamoDB with one prefix: the keys of `storage.dynamodb_strategy` without `consistent_reads` and `enable_dax`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "dynamodb_grant")]
+    pub(super) dynamodb: Option<DynamodbStrategy>,
 }
 
 /// One directory with all that is in it.
@@ -130,6 +134,16 @@ fn sql_grant(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = generator.subschema_for::<SqlStrategy>();
     if let Some(properties) = schema.get_mut("properties").and_then(|properties| properties.as_object_mut()) {
         properties.shift_remove("constraints");
+    }
+    schema
+}
+
+/// The tables' part of a DynamoDB strategy's section.
+fn dynamodb_grant(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = generator.subschema_for::<DynamodbStrategy>();
+    if let Some(properties) = schema.get_mut("properties").and_then(|properties| properties.as_object_mut()) {
+        properties.shift_remove("consistent_reads");
+        properties.shift_remove("enable_dax");
     }
     schema
 }
@@ -367,7 +381,7 @@ impl Default for DynamodbStrategy {
     }
 }
 
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(super) enum BillingMode {
     PayPerRequest,

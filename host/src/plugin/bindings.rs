@@ -20,7 +20,7 @@ mod generated {
 }
 
 pub(crate) use generated::exports::larder::storage::repository;
-pub(crate) use generated::larder::storage::{files, sql, types};
+pub(crate) use generated::larder::storage::{dynamodb, files, sql, types};
 pub(crate) use generated::{Strategy, StrategyPre};
 
 /// The package that components name in their imports and exports, with the version this host speaks.

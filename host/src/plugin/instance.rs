@@ -14,6 +14,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::bindings::{self, Strategy, repository};
 use super::limits::Limits;
+use crate::capability::dynamodb::Tables;
 use crate::capability::files::Directory;
 use crate::capability::sql::Database;
 use crate::error::{Error, Kind, Result};
@@ -35,10 +36,16 @@ pub(crate) struct State {
     log: Log,
     pub(crate) files: Option<Directory>,
     pub(crate) sql: Option<Database>,
+    pub(crate) dynamodb: Option<Tables>,
 }
 
 impl State {
-    pub(crate) fn new(memory_bytes_max: usize, files: Option<Directory>, sql: Option<Database>) -> Self {
+    pub(crate) fn new(
+        memory_bytes_max: usize,
+        files: Option<Directory>,
+        sql: Option<Database>,
+        dynamodb: Option<Tables>,
+    ) -> Self {
         let log = Log::default();
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
@@ -50,6 +57,7 @@ impl State {
             log,
             files,
             sql,
+            dynamodb,
         }
     }
 }
@@ -91,6 +99,9 @@ impl Instance {
     pub(crate) fn parts(&mut self) -> (&repository::Guest, &mut Store<State>) {
         if let Some(files) = &self.store.data().files {
             files.begin_call();
+        }
+        if let Some(tables) = &mut self.store.data_mut().dynamodb {
+            tables.begin_call();
         }
         (self.strategy.larder_storage_repository(), &mut self.store)
     }
