@@ -32,8 +32,30 @@ pub(crate) enum Access<'a> {
     /// One by one, sorted.
     Ids(Vec<String>),
     /// Those of one hash value, and perhaps of a range.
-    Index(&'a TableIndex, Expression),
+    Index(&'a TableIndex, Expression, Order),
     Scan,
+}
+
+/// Whether an index has the order that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    No,
+    Yes {
+        descending: bool,
+        /// Whether all that is sought is texts. Where not, what is absent or no text stands where its sentinel sorts.
+        of_texts: bool,
+    },
+}
+
+impl Order {
+    fn of(index: &TableIndex, query: &Query, has_range: bool) -> Order {
+        match &query.order_by[..] {
+            [key] if index.range.is_some() && key.field.single() == index.range.as_deref() => {
+                Order::Yes { descending: key.descending, of_texts: has_range }
+            }
+            _ => Order::No,
+        }
+    }
 }
 
 /// A way to read, and the filter that goes with it.
@@ -57,7 +79,7 @@ impl<'a> Plan<'a> {
                     index.hash
                 )));
             };
-            return Ok(Plan::by_index(index, key, &used, &parts));
+            return Ok(Plan::by_index(index, key, &used, &parts, query));
         }
         if let Some(ids) = ids(table, &parts) {
             return Ok(Plan { access: Access::Ids(ids), filter: None });
@@ -73,17 +95,18 @@ impl<'a> Plan<'a> {
                 (used.len(), is_order)
             });
         Ok(match best {
-            Some((index, (key, used))) => Plan::by_index(index, key, &used, &parts),
+            Some((index, (key, used))) => Plan::by_index(index, key, &used, &parts, query),
             None => Plan { access: Access::Scan, filter: filter(&parts, &[]) },
         })
     }
 
-    fn by_index(index: &'a TableIndex, key: Expression, used: &[usize], parts: &[&Filter]) -> Plan<'a> {
+    fn by_index(index: &'a TableIndex, key: Expression, used: &[usize], parts: &[&Filter], query: &Query) -> Plan<'a> {
         let rest: Vec<&Filter> =
             parts.iter().enumerate().filter(|(position, _)| !used.contains(position)).map(|(_, part)| *part).collect();
         // The service takes no attribute of the key in a filter beside it.
         let key_names: Vec<&str> = [Some(index.hash.as_str()), index.range.as_deref()].into_iter().flatten().collect();
-        Plan { access: Access::Index(index, key), filter: filter(&rest, &key_names) }
+        let order = Order::of(index, query, used.len() > 1);
+        Plan { access: Access::Index(index, key, order), filter: filter(&rest, &key_names) }
     }
 }
 

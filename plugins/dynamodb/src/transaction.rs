@@ -189,6 +189,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
             sorted: query.order_by.is_empty(),
             index_used: query.index.clone(),
             notes: Vec::new(),
+            cost: None,
         };
         let mut bytes = 0;
         for ((_, id), members) in transaction.written.range((position, after.to_owned())..) {
