@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::artifacts::{build_plugins, fresh_directory, host};
+use crate::dynamodb::ensure_dynoxide;
 use crate::postgres::ensure_programs;
 use crate::shell::{cargo, root, run, target_directory};
 use crate::tools::ensure_from_pypi;
@@ -32,6 +33,7 @@ pub(crate) fn run_benchmarks(arguments: &[&str]) -> Result<()> {
     let mut bench = Command::new(target_directory()?.join("release").join(program));
     bench.arg("--plugins").arg(plugins).arg("--larder").arg(larder).arg("--work").arg(&work).arg("--out").arg(&out);
     bench.arg("--postgres").arg(ensure_programs()?);
+    bench.arg("--dynamodb").arg(ensure_dynoxide()?).envs(larder_test_engine::CREDENTIALS);
     match ensure_from_pypi("sqlite-utils", "", SQLITE_UTILS_VERSION, "sqlite-utils") {
         Ok(program) => drop(bench.arg("--sqlite-utils").arg(program)),
         Err(error) => eprintln!("warning: sqlite-utils is missing and its rows will be too: {error:#}"),
