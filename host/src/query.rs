@@ -77,6 +77,8 @@ pub struct Plan {
     pub index_used: Option<String>,
     /// What the strategy says of its pages, each sentence once.
     pub notes: Vec<String>,
+    /// What the strategy says that its pages cost so far, and in what unit.
+    pub cost: Option<(f64, String)>,
     /// Conditions that the strategy left to the host.
     pub filtered_by_host: bool,
     /// Whether the host sorted.
@@ -355,6 +357,10 @@ impl<'a> Answer<'a> {
         self.ended = page.next.is_none();
         self.cursor = page.next;
         self.plan.index_used = page.index_used;
+        if let Some((amount, unit)) = page.cost {
+            let before = self.plan.cost.take().map_or(0.0, |(before, _)| before);
+            self.plan.cost = Some((before + amount, unit));
+        }
         for note in page.notes {
             if !self.plan.notes.contains(&note) && self.plan.notes.len() < NOTES_MAX {
                 self.plan.notes.push(note);

@@ -849,6 +849,7 @@ impl Repository {
             sorted: page.sorted,
             index_used: page.index_used.map(|name| one_line(&name)),
             notes: page.notes.iter().map(|note| one_line(note)).collect(),
+            cost: page.cost.map(|(amount, unit)| (amount, one_line(&unit))),
         })
     }
 

@@ -161,8 +161,10 @@ pub struct Page {
     pub sorted: bool,
     /// Which index served it.
     pub index_used: Option<String>,
-    /// How it was read and what that cost.
+    /// How it was read.
     pub notes: Vec<String>,
+    /// What that cost, and in what unit.
+    pub cost: Option<(f64, String)>,
 }
 
 /// Part of a scan.

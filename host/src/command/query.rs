@@ -42,10 +42,11 @@ pub(super) async fn run(context: &mut Context, args: QueryArgs) -> Result<()> {
     }
     let plan = answer.plan();
     let notes: String = plan.notes.iter().map(|note| format!("\nnote:     {note}")).collect();
+    let cost = plan.cost.as_ref().map(|(amount, unit)| format!("\ncost:     {amount} {unit}")).unwrap_or_default();
     let done_by = |by_host: bool| if by_host { "the host" } else { "the strategy" };
     context.printer.result(
         format!(
-            "index:    {}\nfilter:   by {}\norder:    by {}\nscanned:  {}\nanswered: {count}{notes}",
+            "index:    {}\nfilter:   by {}\norder:    by {}\nscanned:  {}\nanswered: {count}{cost}{notes}",
             plan.index_used.as_deref().unwrap_or("none"),
             done_by(plan.filtered_by_host),
             done_by(plan.sorted_by_host),
@@ -58,6 +59,7 @@ pub(super) async fn run(context: &mut Context, args: QueryArgs) -> Result<()> {
             "scanned": plan.scanned_entities,
             "answered": count,
             "notes": plan.notes,
+            "cost": plan.cost.as_ref().map(|(amount, unit)| json!({"amount": amount, "unit": unit})),
         }),
     )
 }

@@ -294,6 +294,17 @@ async fn stage(place: &Place) -> Checked<(Vec<Repository>, Vec<(Isolation, Isola
     Ok((handles, levels))
 }
 
+/// As [`stage`], of levels that are served by this one or a stronger one.
+async fn stage_from(place: &Place, least: Isolation) -> Checked<(Vec<Repository>, Vec<(Isolation, Isolation)>)> {
+    let (handles, mut levels) = stage(place).await?;
+    levels.retain(|(_, served)| *served >= least);
+    if levels.is_empty() {
+        refused(handles[0].begin(Some(least), false).await, ErrorKind::Unsupported)?;
+        return Err(Stop::Undeclared("transactions that are so isolated"));
+    }
+    Ok((handles, levels))
+}
+
 /// Both read, both write what they read and 1: each that commits counts. From repeatable read on by itself, and at read
 /// committed where the read takes a lock or the write expects the version.
 pub(super) async fn no_update_is_lost(place: Place) -> Checked {
@@ -355,8 +366,8 @@ pub(super) async fn nothing_is_read_that_was_not_committed(place: Place) -> Chec
 
 /// From repeatable read on.
 pub(super) async fn what_was_read_is_read_again(place: Place) -> Checked {
-    let (handles, levels) = stage(&place).await?;
-    for (asked, _) in levels.into_iter().filter(|(_, served)| *served >= RepeatableRead) {
+    let (handles, levels) = stage_from(&place, RepeatableRead).await?;
+    for (asked, _) in levels {
         for reader in [true, false] {
             set_up(&handles[0], &[("x", 0)]).await?;
             let schedule = [(0, Read("x")), (1, Set("x", 1)), (1, Commit), (0, Read("x")), (0, Commit)];
@@ -372,8 +383,8 @@ pub(super) async fn what_was_read_is_read_again(place: Place) -> Checked {
 /// From repeatable read on: two entities that are always written together are never seen apart (read skew), be they in one
 /// collection or in two.
 pub(super) async fn reads_of_several_entities_are_of_one_moment(place: Place) -> Checked {
-    let (handles, levels) = stage(&place).await?;
-    for (asked, _) in levels.into_iter().filter(|(_, served)| *served >= RepeatableRead) {
+    let (handles, levels) = stage_from(&place, RepeatableRead).await?;
+    for (asked, _) in levels {
         for (other, reader) in [("y", true), ("y", false), ("requests/r", true), ("requests/r", false)] {
             set_up(&handles[0], &[("x", 1), (other, 1)]).await?;
             let schedule =
@@ -390,8 +401,8 @@ pub(super) async fn reads_of_several_entities_are_of_one_moment(place: Place) ->
 /// Serializable: no entity appears in what was found (phantom), and two that each add one where they found none do not both
 /// get through.
 pub(super) async fn what_was_found_is_found_again(place: Place) -> Checked {
-    let (handles, levels) = stage(&place).await?;
-    for (asked, _) in levels.into_iter().filter(|(_, served)| *served >= Serializable) {
+    let (handles, levels) = stage_from(&place, Serializable).await?;
+    for (asked, _) in levels {
         for reader in [true, false] {
             set_up(&handles[0], &[("x", 0), ("y", 10)]).await?;
             let schedule =
@@ -415,8 +426,8 @@ pub(super) async fn what_was_found_is_found_again(place: Place) -> Checked {
 
 /// Serializable: two that read the same and write different entities (write skew). One of two has to stay at work.
 pub(super) async fn decisions_do_not_cross(place: Place) -> Checked {
-    let (handles, levels) = stage(&place).await?;
-    for (asked, _) in levels.into_iter().filter(|(_, served)| *served >= Serializable) {
+    let (handles, levels) = stage_from(&place, Serializable).await?;
+    for (asked, _) in levels {
         set_up(&handles[0], &[("x", 1), ("y", 1)]).await?;
         let schedule = [
             (0, Read("x")),
@@ -440,8 +451,8 @@ pub(super) async fn decisions_do_not_cross(place: Place) -> Checked {
 /// Serializable: whoever takes money out pays a fee if the accounts held too little, and somebody pays in. A reader who saw
 /// the payment and not the withdrawal knows that the payment came first, so there is no fee.
 pub(super) async fn a_read_only_transaction_sees_what_some_order_explains(place: Place) -> Checked {
-    let (handles, levels) = stage(&place).await?;
-    for (asked, _) in levels.into_iter().filter(|(_, served)| *served >= Serializable) {
+    let (handles, levels) = stage_from(&place, Serializable).await?;
+    for (asked, _) in levels {
         set_up(&handles[0], &[("x", 0), ("y", 0)]).await?;
         let schedule = [
             (0, Read("x")),

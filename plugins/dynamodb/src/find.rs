@@ -3,14 +3,14 @@
 
 use std::collections::HashSet;
 
-use larder_guest::{Attribute, Dynamodb, Item, ItemPage, ItemQuery, ItemScan};
-use larder_model::{Entity, Error, Page, Query, Result, filter::Filter};
+use larder_guest::{Attribute, Dynamodb, Expression, Item, ItemPage, ItemQuery, ItemScan};
+use larder_model::{Entity, Error, Page, Query, Result, SortKey, filter::Filter, order};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
     item,
-    plan::{Access, Plan},
+    plan::{Access, Order, Plan},
     store::DynamodbStore,
     table::{Table, TableIndex},
 };
@@ -36,6 +36,10 @@ enum Place {
     /// Behind the item with these attributes.
     #[serde(rename = "k")]
     Key(Map<String, Value>),
+    /// In the order of an index, of what stands behind the item with these attributes, behind the entity with this value
+    /// and this id.
+    #[serde(rename = "o")]
+    Ordered(Option<Map<String, Value>>, Option<(Value, String)>),
     /// Of so many segments, those that have not ended, each behind an id.
     #[serde(rename = "s")]
     Segments(u32, Vec<(u32, Option<String>)>),
@@ -84,13 +88,17 @@ impl Collector<'_> {
 
     fn look(&mut self, item: Item) -> Result<()> {
         let (entity, members) = item::entity(self.table, &item)?;
-        if self.without.contains(&entity.id) || self.filter.is_some_and(|filter| !filter.matches(&members)) {
-            return Ok(());
+        self.take(entity, &members, item);
+        Ok(())
+    }
+
+    fn take(&mut self, entity: Entity, members: &Map<String, Value>, item: Item) {
+        if self.without.contains(&entity.id) || self.filter.is_some_and(|filter| !filter.matches(members)) {
+            return;
         }
         self.bytes += entity.body.len();
         self.entities.push(entity);
         self.items.push(item);
-        Ok(())
     }
 
     /// Looks at a page until there is enough, and says behind which item that was, and whether it was all of the page.
@@ -129,15 +137,23 @@ impl<D: Dynamodb> DynamodbStore<D> {
         };
         let mut notes = Vec::new();
         let mut index_used = None;
+        let mut sorted = query.order_by.is_empty();
         let next = match &plan.access {
             Access::Ids(ids) => {
                 notes.push("items by their key".to_owned());
                 by_ids(&self.dynamodb, &mut collector, ids, place, reading.consistent)
             }
-            Access::Index(index, _) => {
+            Access::Index(index, key, order) => {
                 notes.push(format!("a query of the index {}, which may be a moment behind the table", index.name));
                 index_used = Some(index.name.clone());
-                by_index(&self.dynamodb, &mut collector, &plan, index, place)
+                let request = Request { dynamodb: &self.dynamodb, index, key, filter: plan.filter.as_ref() };
+                request.has_order(&mut collector, *order, place.as_ref()).and_then(|has_order| {
+                    sorted |= has_order;
+                    match has_order {
+                        true => request.in_order(&mut collector, *order, place, &query.order_by),
+                        false => request.in_any_order(&mut collector, place),
+                    }
+                })
             }
             Access::Scan => by_scan(&self.dynamodb, &mut collector, &plan, place, reading.consistent, &mut notes),
         };
@@ -146,13 +162,11 @@ impl<D: Dynamodb> DynamodbStore<D> {
             Err(error) => return Err(self.missing(error)),
         };
         let Collector { entities, items, read_units, .. } = collector;
-        if read_units > 0.0 {
-            notes.push(format!("{read_units} read units"));
-        }
+        let cost = (read_units > 0.0).then(|| (read_units, "read units".to_owned()));
         self.note(position);
         let next = next.map(|place| serde_json::to_vec(&place).expect("a place is JSON"));
-        let sorted = query.order_by.is_empty();
-        Ok(Found { page: Page { entities, next, unapplied: Vec::new(), sorted, index_used, notes }, items })
+        let page = Page { entities, next, unapplied: Vec::new(), sorted, index_used, notes, cost };
+        Ok(Found { page, items })
     }
 
     /// How many there are, where nothing is asked of them.
@@ -243,46 +257,164 @@ fn by_ids<D: Dynamodb>(
     Ok(None)
 }
 
-fn by_index<D: Dynamodb>(
-    dynamodb: &D,
-    collector: &mut Collector,
-    plan: &Plan,
-    index: &TableIndex,
-    place: Option<Place>,
-) -> Result<Option<Place>> {
-    let Access::Index(_, key) = &plan.access else { return Err(foreign_cursor()) };
-    let mut start = match place {
-        None => None,
-        Some(Place::Key(key)) => Some(key_in(key)?),
-        Some(_) => return Err(foreign_cursor()),
-    };
-    for _ in 0..ROUNDS_MAX {
-        let wanted = (collector.limit - collector.entities.len()) as u32;
-        let page = dynamodb.query(ItemQuery {
+/// What is asked of an index.
+struct Request<'a, D> {
+    dynamodb: &'a D,
+    index: &'a TableIndex,
+    key: &'a Expression,
+    filter: Option<&'a Expression>,
+}
+
+impl<D: Dynamodb> Request<'_, D> {
+    fn page(&self, collector: &mut Collector, start: Option<Item>, limit: usize, descending: bool) -> Result<ItemPage> {
+        let page = self.dynamodb.query(ItemQuery {
             collection: collector.table.collection.name.clone(),
-            index: Some(index.name.clone()),
-            key: key.clone(),
-            filter: plan.filter.clone(),
-            start: start.take(),
+            index: Some(self.index.name.clone()),
+            key: self.key.clone(),
+            filter: self.filter.cloned(),
+            start,
             // With a filter, of what the service looks at few may match.
-            limit: if collector.filter.is_some_and(|filter| filter.conjuncts().len() > 1) { ITEMS_MAX } else { wanted },
-            descending: false,
+            limit: if self.filter.is_some() { ITEMS_MAX } else { (limit as u32).min(ITEMS_MAX) },
+            descending,
             consistent: false,
             count_only: false,
         })?;
         collector.read_units += page.read_units;
-        let (last, is_all) = collector.look_at(page.items)?;
-        start = match (is_all, page.last_key) {
-            (true, None) => return Ok(None),
-            (true, Some(key)) => Some(key),
-            // Nothing of the page was looked at only where there was enough before.
-            (false, _) => last.map(|item| index_key(collector.table, index, &item)),
-        };
-        if collector.is_full() {
-            break;
-        }
+        Ok(page)
     }
-    start.map(|key| Ok(Place::Key(key_out(key)?))).transpose()
+
+    fn in_any_order(&self, collector: &mut Collector, place: Option<Place>) -> Result<Option<Place>> {
+        let mut start = match place {
+            None => None,
+            Some(Place::Key(key)) => Some(key_in(key)?),
+            Some(_) => return Err(foreign_cursor()),
+        };
+        for _ in 0..ROUNDS_MAX {
+            let wanted = collector.limit - collector.entities.len();
+            let page = self.page(collector, start.take(), wanted, false)?;
+            let (last, is_all) = collector.look_at(page.items)?;
+            start = match (is_all, page.last_key) {
+                (true, None) => return Ok(None),
+                (true, Some(key)) => Some(key),
+                // Nothing of the page was looked at only where there was enough before.
+                (false, _) => last.map(|item| index_key(collector.table, self.index, &item)),
+            };
+            if collector.is_full() {
+                break;
+            }
+        }
+        start.map(|key| Ok(Place::Key(key_out(key)?))).transpose()
+    }
+
+    /// Whether the index gives its items in the order that is asked for, but for ties. Sentinels stand where no value
+    /// would.
+    fn has_order(&self, collector: &mut Collector, order: Order, place: Option<&Place>) -> Result<bool> {
+        match (order, place) {
+            (Order::No, _) => return Ok(false),
+            (_, Some(place)) => return Ok(matches!(place, Place::Ordered(..))),
+            (Order::Yes { of_texts: true, .. }, None) => return Ok(true),
+            (Order::Yes { .. }, None) => {}
+        }
+        let Some(range) = &self.index.range else { return Ok(false) };
+        let mut key = self.key.clone();
+        key.text.push_str(" AND begins_with(#range, :sentinel)");
+        key.names.push(("#range".to_owned(), range.clone()));
+        key.values.push((":sentinel".to_owned(), Attribute::Text(item::SENTINEL.to_string())));
+        let page = Request { key: &key, filter: None, ..*self }.page(collector, None, 1, false)?;
+        Ok(page.count == 0)
+    }
+
+    /// The service orders by the key's attribute, and items of one value as it likes: they are sorted here.
+    fn in_order(
+        &self,
+        collector: &mut Collector,
+        order: Order,
+        place: Option<Place>,
+        order_by: &[SortKey],
+    ) -> Result<Option<Place>> {
+        let descending = matches!(order, Order::Yes { descending: true, .. });
+        let (mut before, mut after) = match place {
+            None => (None, None),
+            Some(Place::Ordered(before, after)) => (before.map(key_in).transpose()?, after),
+            Some(_) => return Err(foreign_cursor()),
+        };
+        let range = self.index.range.as_deref().unwrap_or_default();
+        let began = before.clone();
+        let mut start = before.clone();
+        let mut group: Vec<Item> = Vec::new();
+        for round in 0.. {
+            let wanted = collector.limit - collector.entities.len().min(collector.limit) + 1;
+            let page = self.page(collector, start.take(), wanted, descending)?;
+            for item in page.items {
+                let is_next =
+                    group.last().is_some_and(|last| item::text_of(last, range) != item::text_of(&item, range));
+                if is_next {
+                    let last = group.last().map(|last| index_key(collector.table, self.index, last));
+                    if let Some(id) = take_group(collector, std::mem::take(&mut group), after.take(), order_by)? {
+                        return ordered(before, Some(id));
+                    }
+                    before = last;
+                    if collector.is_full() {
+                        return ordered(before, None);
+                    }
+                }
+                group.push(item);
+            }
+            match page.last_key {
+                Some(key) => start = Some(key),
+                None => {
+                    let rest = take_group(collector, group, after, order_by)?;
+                    return rest.map_or(Ok(None), |id| ordered(before, Some(id)));
+                }
+            }
+            // The group that is not whole yet is read once more then.
+            if round >= ROUNDS_MAX && before != began {
+                return ordered(before, None);
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn ordered(before: Option<Item>, after: Option<(Value, String)>) -> Result<Option<Place>> {
+    Ok(Some(Place::Ordered(before.map(key_out).transpose()?, after)))
+}
+
+/// Takes items of one value in their order, those behind `after`. Where not all are wanted, the last that was looked at.
+fn take_group(
+    collector: &mut Collector,
+    group: Vec<Item>,
+    after: Option<(Value, String)>,
+    order_by: &[SortKey],
+) -> Result<Option<(Value, String)>> {
+    let mut rows = Vec::with_capacity(group.len());
+    for item in group {
+        let (entity, members) = item::entity(collector.table, &item)?;
+        rows.push((entity, members, item));
+    }
+    let by_order = |a: &(Entity, Map<String, Value>, Item), b: &(Entity, Map<String, Value>, Item)| {
+        order::compare(order_by, (&a.0.id, &a.1), (&b.0.id, &b.1))
+    };
+    rows.sort_by(by_order);
+    let values = |members: &Map<String, Value>| -> Vec<Option<Value>> {
+        order_by.iter().map(|key| key.field.get(members).cloned()).collect()
+    };
+    let mut last = after;
+    for (entity, members, item) in rows {
+        if let Some((value, id)) = &last {
+            let known = [Some(value.clone())];
+            if order::compare_keys(order_by, (&entity.id, &values(&members)), (id, &known)).is_le() {
+                continue;
+            }
+        }
+        if collector.is_full() {
+            return Ok(last);
+        }
+        let value = values(&members).into_iter().flatten().next().unwrap_or_default();
+        last = Some((value, entity.id.clone()));
+        collector.take(entity, &members, item);
+    }
+    Ok(None)
 }
 
 /// The attributes that say where an item stands in an index.

@@ -23,7 +23,7 @@ pub(crate) const EXACT: &str = "larder_exact";
 const FORMAT: u64 = 1;
 
 /// What a sentinel begins with. It sorts before nearly every text.
-const SENTINEL: char = '\0';
+pub(crate) const SENTINEL: char = '\0';
 
 /// How deep an attribute may be nested. The service takes 32 levels and does not say whether the item is one of them.
 const LEVELS_MAX: usize = 31;

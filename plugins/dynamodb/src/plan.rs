@@ -32,8 +32,30 @@ pub(crate) enum Access<'a> {
     /// One by one, sorted.
     Ids(Vec<String>),
     /// Those of one hash value, and perhaps of a range.
-    Index(&'a TableIndex, Expression),
+    Index(&'a TableIndex, Expression, Order),
     Scan,
+}
+
+/// Whether an index has the order that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    No,
+    Yes {
+        descending: bool,
+        /// Whether all that is sought is texts. Where not, what is absent or no text stands where its sentinel sorts.
+        of_texts: bool,
+    },
+}
+
+impl Order {
+    fn of(index: &TableIndex, query: &Query, has_range: bool) -> Order {
+        match &query.order_by[..] {
+            [key] if index.range.is_some() && key.field.single() == index.range.as_deref() => {
+                Order::Yes { descending: key.descending, of_texts: has_range }
+            }
+            _ => Order::No,
+        }
+    }
 }
 
 /// A way to read, and the filter that goes with it.
@@ -57,7 +79,7 @@ impl<'a> Plan<'a> {
                     index.hash
                 )));
             };
-            return Ok(Plan::by_index(index, key, &used, &parts));
+            return Ok(Plan::by_index(index, key, &used, &parts, query));
         }
         if let Some(ids) = ids(table, &parts) {
             return Ok(Plan { access: Access::Ids(ids), filter: None });
@@ -73,17 +95,18 @@ impl<'a> Plan<'a> {
                 (used.len(), is_order)
             });
         Ok(match best {
-            Some((index, (key, used))) => Plan::by_index(index, key, &used, &parts),
+            Some((index, (key, used))) => Plan::by_index(index, key, &used, &parts, query),
             None => Plan { access: Access::Scan, filter: filter(&parts, &[]) },
         })
     }
 
-    fn by_index(index: &'a TableIndex, key: Expression, used: &[usize], parts: &[&Filter]) -> Plan<'a> {
+    fn by_index(index: &'a TableIndex, key: Expression, used: &[usize], parts: &[&Filter], query: &Query) -> Plan<'a> {
         let rest: Vec<&Filter> =
             parts.iter().enumerate().filter(|(position, _)| !used.contains(position)).map(|(_, part)| *part).collect();
         // The service takes no attribute of the key in a filter beside it.
         let key_names: Vec<&str> = [Some(index.hash.as_str()), index.range.as_deref()].into_iter().flatten().collect();
-        Plan { access: Access::Index(index, key), filter: filter(&rest, &key_names) }
+        let order = Order::of(index, query, used.len() > 1);
+        Plan { access: Access::Index(index, key, order), filter: filter(&rest, &key_names) }
     }
 }
 
@@ -184,26 +207,27 @@ fn filter(parts: &[&Filter], key_names: &[&str]) -> Option<Expression> {
     let mut builder = Builder { key_names, expression: Expression::default(), operators: 0 };
     let mut texts = Vec::new();
     for part in parts {
-        let (names, values, operators) =
-            (builder.expression.names.len(), builder.expression.values.len(), builder.operators);
-        let told = builder.told(part);
-        let bytes: usize = texts.iter().chain(&told).map(|text: &String| text.len() + 5).sum();
-        match told {
-            Some(text) if bytes <= TEXT_BYTES_MAX && builder.operators <= OPERATORS_MAX => texts.push(text),
-            _ => {
-                builder.expression.names.truncate(names);
-                builder.expression.values.truncate(values);
-                builder.operators = operators;
-            }
+        let mark = builder.mark();
+        let Some(text) = builder.told(part) else { continue };
+        let bytes: usize = texts.iter().chain([&text]).map(|text: &String| text.len() + 5).sum();
+        match bytes <= TEXT_BYTES_MAX && builder.operators <= OPERATORS_MAX {
+            true => texts.push(text),
+            false => builder.back_to(mark),
         }
     }
-    if texts.is_empty() {
-        return None;
-    }
+    let told = joined(texts, " AND ")?;
     let mut expression = builder.expression;
-    expression.text = format!("attribute_exists(#exact) OR ({})", texts.join(" AND "));
+    expression.text = format!("attribute_exists(#exact) OR {told}");
     expression.names.push(("#exact".to_owned(), EXACT.to_owned()));
     Some(expression)
+}
+
+/// In parentheses where there is more than one.
+fn joined(mut told: Vec<String>, word: &str) -> Option<String> {
+    match told.len() {
+        0 | 1 => told.pop(),
+        _ => Some(format!("({})", told.join(word))),
+    }
 }
 
 /// An expression in the making.
@@ -215,22 +239,43 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// A condition that holds of every item without [`EXACT`] that matches.
+    /// A condition that holds of every item without [`EXACT`] that matches: one that can stand beside others, with no more
+    /// parentheses than it needs, because the service refuses more.
     fn told(&mut self, filter: &Filter) -> Option<String> {
+        let mark = self.mark();
+        let told = self.condition(filter);
+        if told.is_none() {
+            // The service refuses placeholders that nothing uses.
+            self.back_to(mark);
+        }
+        told
+    }
+
+    fn mark(&self) -> (usize, usize, usize) {
+        (self.expression.names.len(), self.expression.values.len(), self.operators)
+    }
+
+    fn back_to(&mut self, (names, values, operators): (usize, usize, usize)) {
+        self.expression.names.truncate(names);
+        self.expression.values.truncate(values);
+        self.operators = operators;
+    }
+
+    fn condition(&mut self, filter: &Filter) -> Option<String> {
         self.operators += 1;
         match filter {
             Filter::All(parts) => {
                 let told: Vec<String> = parts.iter().filter_map(|part| self.told(part)).collect();
-                (!told.is_empty()).then(|| format!("({})", told.join(" AND ")))
+                joined(told, " AND ")
             }
             Filter::Any(parts) => {
                 let told: Vec<String> = parts.iter().map(|part| self.told(part)).collect::<Option<_>>()?;
-                (!told.is_empty()).then(|| format!("({})", told.join(" OR ")))
+                joined(told, " OR ")
             }
             // Of what is told exactly, the complement is too.
             Filter::Not(part) => match **part {
                 Filter::All(_) | Filter::Any(_) | Filter::Not(_) => None,
-                _ => Some(format!("(NOT {})", self.told(part)?)),
+                _ => Some(format!("NOT {}", self.told(part)?)),
             },
             Filter::Exists(field) => Some(format!("attribute_exists({})", self.path(field)?)),
             Filter::AnyOf { field, values } => {

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use larder_guest::{Dynamodb, Item};
 use larder_model::{
-    Batch, Collection, Entity, Error, ErrorKind, Opened, Result, Retry, Violation, entity, json::quoted,
+    Batch, Collection, Entity, Error, ErrorKind, Opened, Result, Retry, Violation, Write, entity, json::quoted,
 };
 
-use crate::{config::Config, item, size, table::Table};
+use crate::{config::Config, item, size, table::Table, write::Target};
 
 /// A store whose collections are tables.
 pub struct DynamodbStore<D> {
@@ -36,6 +36,14 @@ impl<D: Dynamodb> DynamodbStore<D> {
     pub(crate) fn position(&self, collection: &str) -> Result<usize> {
         let position = self.tables.iter().position(|table| table.collection.name == collection);
         position.ok_or_else(|| unknown(collection))
+    }
+
+    /// What a write is about.
+    pub(crate) fn target(&self, write: &Write) -> Result<Target> {
+        let (collection, id) = write.target();
+        let position = self.position(collection)?;
+        entity::check_id(id)?;
+        Ok((position, id.to_owned()))
     }
 
     /// A table that is not there cannot be told from one in another region or under another prefix, so it is never

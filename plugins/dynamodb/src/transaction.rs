@@ -189,6 +189,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
             sorted: query.order_by.is_empty(),
             index_used: query.index.clone(),
             notes: Vec::new(),
+            cost: None,
         };
         let mut bytes = 0;
         for ((_, id), members) in transaction.written.range((position, after.to_owned())..) {
@@ -226,8 +227,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
         entity::check_distinct(writes)?;
         let mut targets = Vec::with_capacity(writes.len());
         for (i, write) in writes.iter().enumerate() {
-            let (collection, id) = write.target();
-            targets.push((self.position(collection).map_err(|error| error.at_write(i))?, id.to_owned()));
+            targets.push(self.target(write).map_err(|error| error.at_write(i))?);
         }
         let (known, new) = (transaction.written.len(), targets.len());
         if known + new > ACTIONS_MAX && new > ACTIONS_MAX {

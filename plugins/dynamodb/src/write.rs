@@ -164,8 +164,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
         entity::check_distinct(writes)?;
         let mut targets = Vec::with_capacity(writes.len());
         for (i, write) in writes.iter().enumerate() {
-            let (collection, id) = write.target();
-            targets.push((self.position(collection).map_err(|error| error.at_write(i))?, id.to_owned()));
+            targets.push(self.target(write).map_err(|error| error.at_write(i))?);
         }
         if writes.len() > ACTIONS_MAX {
             return Err(too_many(writes.len()));
@@ -200,9 +199,8 @@ impl<D: Dynamodb> DynamodbStore<D> {
         let mut results: Vec<Option<Result<Outcome>>> = vec![None; writes.len()];
         let mut waiting: Vec<(usize, Target)> = Vec::with_capacity(writes.len());
         for (i, write) in writes.iter().enumerate() {
-            let (collection, id) = write.target();
-            match self.position(collection) {
-                Ok(position) => waiting.push((i, (position, id.to_owned()))),
+            match self.target(write) {
+                Ok(target) => waiting.push((i, target)),
                 Err(error) => results[i] = Some(Err(error)),
             }
         }

@@ -785,6 +785,7 @@ fn page_out(page: model::Page, conjuncts: &[u32]) -> Result<types::Page> {
         sorted: page.sorted,
         index_used: page.index_used,
         notes: page.notes,
+        cost: page.cost,
     })
 }
 

@@ -47,6 +47,7 @@ pub(crate) fn find<F: Files>(
         sorted: true,
         index_used: query.index.clone(),
         notes: Vec::new(),
+        cost: None,
     };
     let mut bytes = 0;
     let is_full = |entities: usize, bytes: usize| {

@@ -51,7 +51,7 @@ struct Used {
 pub(crate) fn nothing(query: &Query) -> Page {
     let parts = query.filter.as_ref().map_or(0, |filter| filter.conjuncts().len());
     let unapplied = (0..parts as u32).collect();
-    Page { entities: Vec::new(), next: None, unapplied, sorted: true, index_used: None, notes: Vec::new() }
+    Page { entities: Vec::new(), next: None, unapplied, sorted: true, index_used: None, notes: Vec::new(), cost: None }
 }
 
 pub(crate) fn foreign_cursor() -> Error {
@@ -401,7 +401,15 @@ impl Search<'_> {
             _ => None,
         };
         let sorted = query.order_by.is_empty() || first.is_some();
-        Ok(Page { entities, next, unapplied: self.plan.unapplied.clone(), sorted, index_used, notes: Vec::new() })
+        Ok(Page {
+            entities,
+            next,
+            unapplied: self.plan.unapplied.clone(),
+            sorted,
+            index_used,
+            notes: Vec::new(),
+            cost: None,
+        })
     }
 
     /// The next page in this order; none where the host has to sort.
@@ -475,6 +483,7 @@ impl Search<'_> {
             sorted: true,
             index_used,
             notes: Vec::new(),
+            cost: None,
         }))
     }
 

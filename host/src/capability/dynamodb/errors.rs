@@ -126,11 +126,12 @@ fn of_code<E>(code: &str, said: String) -> Failure<E> {
         | "LimitExceededException"
         | "RequestEntityTooLarge"
         | "RequestTooLarge" => fails(LimitExceeded, format!("DynamoDB: {said}")),
-        "ValidationException"
-        | "ValidationError"
-        | "SerializationException"
-        | "DuplicateItem"
-        | "IdempotentParameterMismatchException" => fails(InvalidArgument, format!("DynamoDB: {said}")),
+        "ValidationException" | "ValidationError" | "SerializationException" | "DuplicateItem" => {
+            fails(InvalidArgument, format!("DynamoDB: {said}"))
+        }
+        "IdempotentParameterMismatchException" => {
+            fails(InvalidArgument, "the token was used for another transaction within ten minutes".to_owned())
+        }
         "AccessDeniedException" | "AccessDenied" => fails(Denied, format!("DynamoDB: {said}")),
         "UnrecognizedClientException"
         | "InvalidClientTokenId"

@@ -8,7 +8,7 @@ use std::thread;
 use larder_model::Retry;
 
 use super::*;
-use crate::config::Provisioned;
+use crate::config::{AutoScaling, Provisioned};
 
 const HINT: &str = "LARDER_TEST_DYNAMODB names no engine: run the tests with `cargo xtask test`";
 
@@ -64,6 +64,11 @@ fn machine(number: usize) -> Item {
 fn expression(text: &str, names: &[(&str, &str)], values: Item) -> Expression {
     let names = names.iter().map(|(placeholder, name)| (placeholder.to_string(), name.to_string()));
     Expression { text: text.to_owned(), names: names.collect(), values }
+}
+
+/// The engine remembers tokens of earlier runs.
+fn token(tables: &Tables, word: &str) -> String {
+    format!("{}-{word}", tables.shared.grant.table_prefix)
 }
 
 fn absent() -> Option<Expression> {
@@ -174,15 +179,61 @@ async fn units_and_billing_are_as_configured() {
 async fn without_a_service_that_scales_prepare_says_so() {
     let mut scaled = grant(&engine());
     scaled.provisioned = Some(Provisioned { read: 5, write: 5 });
-    scaled.auto_scaling = Some(crate::config::AutoScaling {
-        read_min: 1,
-        read_max: 100,
-        write_min: 1,
-        write_max: 100,
-        target_utilization: 70,
-    });
+    scaled.auto_scaling = Some(scaling());
     let lines = tables(scaled).prepare_table(&spec("t"), false, false).await.unwrap();
     assert!(lines[1].ends_with("not scaled, because this endpoint has no Application Auto Scaling"), "{lines:?}");
+}
+
+fn scaling() -> AutoScaling {
+    AutoScaling { read_min: 1, read_max: 100, write_min: 2, write_max: 50, target_utilization: 70 }
+}
+
+/// Tables that are scaled. The engine of the other tests does not scale, so that these are in a server that says it does.
+async fn scaled(mut grant: DynamodbGrant, auto_scaling: AutoScaling) -> Tables {
+    let endpoint = std::env::var("LARDER_TEST_MOTO")
+        .expect("LARDER_TEST_MOTO names no server: run the tests with `cargo xtask test`");
+    grant.provisioned = Some(Provisioned { read: 5, write: 5 });
+    grant.auto_scaling = Some(auto_scaling);
+    let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
+        .region(aws_config::Region::new("us-east-1"))
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .endpoint_url(endpoint)
+        .load()
+        .await;
+    let tables = tables(grant);
+    let clients = Clients {
+        tables: aws_sdk_dynamodb::Client::new(&config),
+        scaling: Some(aws_sdk_applicationautoscaling::Client::new(&config)),
+    };
+    assert!(tables.shared.clients.set(clients).is_ok());
+    tables
+}
+
+#[tokio::test]
+async fn a_table_and_its_indexes_are_registered_to_be_scaled() {
+    let grant = grant("unused");
+    let tables = scaled(grant.clone(), scaling()).await;
+    let name = format!("{}_t", grant.table_prefix);
+    let planned = tables.prepare_table(&spec("t"), true, false).await.unwrap();
+    let scaled_by = "scaled between 1 and 100 read, 2 and 50 write units, at 70 %";
+    let expected = [
+        format!("table {name}: created with index by_state, 5 read and 5 write units a second"),
+        format!("table {name}: {scaled_by}"),
+        format!("index by_state of {name}: {scaled_by}"),
+    ];
+    assert_eq!(planned, expected);
+    assert_eq!(tables.describe_table("t").await.unwrap(), None);
+    assert_eq!(tables.prepare_table(&spec("t"), false, false).await.unwrap(), expected);
+    assert_eq!(tables.prepare_table(&spec("t"), false, false).await.unwrap(), [""; 0]);
+    let status = tables.describe_table("t").await.unwrap().unwrap();
+    let sentences = [format!("table {name}"), format!("index by_state of {name}")]
+        .map(|what| format!("{what}: 1 to 100 read units at 70 %, 2 to 50 write units at 70 %"));
+    assert_eq!(status.scaling, sentences);
+
+    let other = scaled(grant, AutoScaling { target_utilization: 50, ..scaling() }).await;
+    assert_eq!(other.prepare_table(&spec("t"), true, false).await.unwrap().len(), 2);
+    assert_eq!(other.prepare_table(&spec("t"), false, false).await.unwrap().len(), 2);
+    assert_eq!(other.prepare_table(&spec("t"), false, false).await.unwrap(), [""; 0]);
 }
 
 #[tokio::test]
@@ -247,24 +298,25 @@ async fn a_condition_that_does_not_hold_refuses_a_write_and_gives_the_stored_ite
 async fn a_transaction_takes_effect_as_a_whole_or_not_at_all() {
     let tables = with_table().await;
     write(&tables, put(machine(1), None)).await.unwrap();
-    let done = tables.transact(vec![put(machine(2), absent()), check("m1")], "token-1").await;
+    let done = tables.transact(vec![put(machine(2), absent()), check("m1")], &token(&tables, "1")).await;
     assert_eq!(done, Ok(vec![Written::Done, Written::Done]));
-    let refused = tables.transact(vec![put(machine(3), absent()), put(machine(1), absent())], "token-2").await;
+    let refused =
+        tables.transact(vec![put(machine(3), absent()), put(machine(1), absent())], &token(&tables, "2")).await;
     assert_eq!(refused, Ok(vec![Written::Done, Written::Refused(Some(machine(1)))]));
     assert_eq!(get(&tables, "m3").await, None);
-    let refused = tables.transact(vec![delete("m1", None), check("none")], "token-3").await;
+    let refused = tables.transact(vec![delete("m1", None), check("none")], &token(&tables, "3")).await;
     assert_eq!(refused, Ok(vec![Written::Done, Written::Refused(None)]));
     assert!(get(&tables, "m1").await.is_some());
 
     // The condition would not hold any more.
-    let again = tables.transact(vec![put(machine(2), absent()), check("m1")], "token-1").await;
+    let again = tables.transact(vec![put(machine(2), absent()), check("m1")], &token(&tables, "1")).await;
     assert_eq!(again, Ok(vec![Written::Done, Written::Done]));
-    let other = tables.transact(vec![delete("m1", None)], "token-1").await.unwrap_err();
+    let other = tables.transact(vec![delete("m1", None)], &token(&tables, "1")).await.unwrap_err();
     assert_eq!(other.kind, ErrorKind::InvalidArgument, "{other}");
     let many = (0..101).map(|number| put(machine(number), None)).collect();
-    assert_eq!(tables.transact(many, "token-4").await.unwrap_err().kind, ErrorKind::LimitExceeded);
+    assert_eq!(tables.transact(many, &token(&tables, "4")).await.unwrap_err().kind, ErrorKind::LimitExceeded);
     assert_eq!(tables.transact(vec![check("m1")], "").await.unwrap_err().kind, ErrorKind::InvalidArgument);
-    assert_eq!(tables.transact(Vec::new(), "token-5").await, Ok(Vec::new()));
+    assert_eq!(tables.transact(Vec::new(), &token(&tables, "5")).await, Ok(Vec::new()));
 }
 
 fn query() -> ItemQuery {
@@ -417,7 +469,7 @@ async fn a_write_whose_answer_was_lost_is_found_done_or_its_outcome_is_unknown()
     lost.store(1, Ordering::SeqCst);
     assert_eq!(write(&lossy, delete("m1", None)).await, Ok(Written::Done));
     lost.store(1, Ordering::SeqCst);
-    let done = lossy.transact(vec![put(machine(2), absent())], "token-lost").await;
+    let done = lossy.transact(vec![put(machine(2), absent())], &token(&direct, "lost")).await;
     assert_eq!(done, Ok(vec![Written::Done]), "its token makes a repetition harmless");
     lost.store(1, Ordering::SeqCst);
     assert_eq!(get(&lossy, "m2").await, Some(machine(2)));
@@ -439,7 +491,12 @@ async fn transactions_on_one_item_take_their_turns() {
     let puts = (0..20).map(|number| {
         let tables = tables.clone();
         async move {
-            tables.transact(vec![put(machine(number), absent()), put(machine(1000), None)], &format!("t{number}")).await
+            tables
+                .transact(
+                    vec![put(machine(number), absent()), put(machine(1000), None)],
+                    &token(&tables, &number.to_string()),
+                )
+                .await
         }
     });
     let puts: Vec<_> = puts.collect();

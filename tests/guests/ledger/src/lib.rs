@@ -123,6 +123,7 @@ impl<F: Files + Default> Strategy for Ledger<F> {
             sorted: query.order_by.is_empty(),
             index_used: None,
             notes: Vec::new(),
+            cost: None,
         })
     }
 

@@ -323,6 +323,7 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
             sorted: true,
             index_used: None,
             notes: Vec::new(),
+            cost: None,
         };
         match self.lie.as_str() {
             "more than a page" => page.entities = vec![page.entities[0].clone(); query.limit as usize + 1],

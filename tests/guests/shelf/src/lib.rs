@@ -215,6 +215,7 @@ impl<F: Files + Default> Strategy for Shelf<F> {
             sorted: query.order_by.is_empty(),
             index_used: None,
             notes: Vec::new(),
+            cost: None,
         };
         let mut bytes = 0;
         let mut last = None;
