@@ -13,13 +13,17 @@ use serde_json::json;
 /// `cargo xtask test` builds the plugins and says where they are.
 pub fn on_every_strategy(example: impl AsyncFn(Repository) -> Result<(), Box<dyn Error>>) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    for strategy in ["json", "sql"] {
+    for strategy in ["json", "sql", "dynamodb"] {
         runtime.block_on(async {
             let folder = tempfile::tempdir().expect("a folder");
+            let engine = std::env::var("LARDER_TEST_DYNAMODB").expect("`cargo xtask test` starts what examples need");
+            // As unlikely to be there already as the folder.
+            let prefix = format!("doc{}", folder.path().file_name().expect("a name").display());
             let config = json!({"storage": {
                 "strategy": strategy,
                 "json_strategy": {"base_path": folder.path().join("data")},
                 "sql_strategy": {"type": "sqlite", "name": folder.path().join("data/entities.db")},
+                "dynamodb_strategy": {"endpoint_url": engine, "region": "us-east-1", "table_prefix": prefix},
             }, "plugins": {"directory": std::env::var_os("LARDER_TEST_PLUGINS").map(PathBuf::from)}});
             let config = Config::from_value(config, folder.path()).expect("a configuration");
             let host = Host::new(config, None).expect("a host");
@@ -29,6 +33,7 @@ pub fn on_every_strategy(example: impl AsyncFn(Repository) -> Result<(), Box<dyn
                     error.hint.as_deref().unwrap_or_default()
                 )
             });
+            repository.prepare(false, false).await.expect("a store that can be prepared");
             fill(&repository).await.expect("entities to begin with");
             if let Err(error) = example(repository).await {
                 panic!("on {strategy}: {error}");

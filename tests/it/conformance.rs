@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::databases::Database;
 use crate::support::{Folder, guests, object, plugins};
+use crate::tables::Tables;
 
 /// A component, and the store that it is tested with.
 async fn subject(component: PathBuf, store: &str) -> Subject {
@@ -34,6 +35,15 @@ async fn check_on_postgres(constraints: &str, case: &str) {
     }
 }
 
+/// And on DynamoDB, where each time are tables that are new.
+async fn check_on_dynamodb(word: &str, case: &str) {
+    for instances in Instances::ALL {
+        let tables = Tables::new(word);
+        let store = format!(r#"{{"dynamodb_strategy": {{{}}}}}"#, tables.members());
+        check_on(instances, &subject(plugins().join("dynamodb.wasm"), &store).await, case).await;
+    }
+}
+
 /// Only what needs an instance that remembers may be left out, and no strategy of the project's does.
 async fn check_on(instances: Instances, subject: &Subject, case: &str) {
     match conformance::run_case(subject, case, instances).await.verdict {
@@ -52,16 +62,17 @@ macro_rules! tests {
         tests!(sql_relaxed (plugins().join("sql.wasm"))
             r#"{"sql_strategy": {"type": "sqlite", "name": "${SCRATCH}/store.db", "constraints": "relaxed"}}"# $($name)*);
         tests!(shelf (guests().join("shelf.wasm")) "" $($name)*);
-        tests!(postgres_strict "strict" $($name)*);
-        tests!(postgres_relaxed "relaxed" $($name)*);
+        tests!(postgres_strict [check_on_postgres "strict"] $($name)*);
+        tests!(postgres_relaxed [check_on_postgres "relaxed"] $($name)*);
+        tests!(dynamodb [check_on_dynamodb "case"] $($name)*);
     };
-    ($module:ident $constraints:literal $($name:ident)*) => {
+    ($module:ident [$check:ident $word:literal] $($name:ident)*) => {
         mod $module {
             use super::*;
             $(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $name() {
-                    check_on_postgres($constraints, stringify!($name)).await;
+                    $check($word, stringify!($name)).await;
                 }
             )*
         }

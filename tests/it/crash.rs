@@ -28,7 +28,7 @@ const MICROSECONDS_MAX: u64 = 5_000;
 /// A store that holds more is left for an empty one, so that the last kills are not only about a large one.
 const ENTITIES_MAX: usize = 2_000;
 
-/// Each way to lay out documents, where a journal is folded often, and tables.
+/// Each way to lay out documents, where a journal is folded often, and tables in databases and in DynamoDB.
 const STORES: &str = r#"{
   "storage": {
     "strategy": "single",
@@ -39,7 +39,8 @@ const STORES: &str = r#"{
       "compressed": {"strategy": "json", "json_strategy": {"base_path": "@/compressed", "write_buffer_size": 4000, "enable_compression": true}},
       "both": {"strategy": "json", "json_strategy": {"base_path": "@/both", "write_buffer_size": 4000, "storage_type": "split_files", "enable_compression": true}},
       "tables": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/tables.db", "constraints": "relaxed"}},
-      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed", "pool_size": 2, "max_overflow": 4}}
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed", "pool_size": 2, "max_overflow": 4}},
+      "dynamodb": {"strategy": "dynamodb", "dynamodb_strategy": {~tables~}}
     }
   }
 }"#;
@@ -214,7 +215,8 @@ async fn what_was_acknowledged_survives_every_kill() {
     let kills_max =
         std::env::var("LARDER_CRASH_KILLS").map_or(KILLS, |kills| kills.parse().expect("a number of kills"));
     let mut choices = Choices::new();
-    let mut sites: Vec<Site> = DOCUMENTS.into_iter().chain(["tables", "postgres_relaxed"]).map(Site::new).collect();
+    let mut sites: Vec<Site> =
+        DOCUMENTS.into_iter().chain(["tables", "postgres_relaxed", "dynamodb"]).map(Site::new).collect();
     let (mut kills, mut acknowledged, mut round) = (0, 0, 0);
     while kills < kills_max {
         let count = sites.len();

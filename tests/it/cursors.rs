@@ -21,7 +21,8 @@ const STORES: &str = r#"{
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
       "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
       "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
-      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}}
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}},
+      "dynamodb": {"strategy": "dynamodb", "dynamodb_strategy": {~tables~}}
     }
   }
 }"#;
@@ -35,6 +36,7 @@ macro_rules! in_every_store {
         in_every_store!(sql_relaxed "relaxed" $($body)*);
         in_every_store!(postgres_strict "postgres_strict" $($body)*);
         in_every_store!(postgres_relaxed "postgres_relaxed" $($body)*);
+        in_every_store!(dynamodb "dynamodb" $($body)*);
     };
     ($module:ident $store:literal $($body:ident)*) => {
         mod $module {

@@ -157,7 +157,7 @@ fn statement(verb: &str, name: &str, more: &str) -> AssertSqlSafe<String> {
 }
 
 /// Runs it on a thread of its own, from tests with a runtime and without one.
-fn apart(work: impl Future<Output = ()> + Send + 'static) {
+pub fn apart(work: impl Future<Output = ()> + Send + 'static) {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let ended = std::thread::spawn(move || runtime().block_on(work)).join();
     // While a test fails already, this is not what it fails for.

@@ -7,6 +7,9 @@ mod support;
 // Databases of PostgreSQL, one a test.
 mod databases;
 
+// Tables of DynamoDB, under a prefix of each test's own.
+mod tables;
+
 // Clusters of a test's own, and a network that is cut.
 mod cluster;
 

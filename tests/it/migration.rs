@@ -9,7 +9,7 @@ use sqlx::{Executor, Row};
 
 use crate::support::{Folder, Run, object};
 
-/// A JSON store, both kinds of tables in each database, and JSON stores to come back to.
+/// A JSON store, both kinds of tables in each database, those of DynamoDB, and JSON stores to come back to.
 const STORES: &str = r#"{
   "storage": {
     "strategy": "json",
@@ -19,6 +19,7 @@ const STORES: &str = r#"{
       "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
       "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
       "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}},
+      "dynamodb": {"strategy": "dynamodb", "dynamodb_strategy": {~tables~}},
       "back": {"strategy": "json", "json_strategy": {"base_path": "@/back"}},
       "split": {"strategy": "json", "json_strategy": {"storage_type": "split_files", "base_path": "@/split"}}
     }COLLECTIONS
@@ -40,7 +41,7 @@ fn folder_with(document: &str, collections: &str) -> Folder {
     folder
 }
 
-/// The same with a database for one of the stores of PostgreSQL, if it is one of those.
+/// The same with a database for one of the stores of PostgreSQL, or with tables for that of DynamoDB, if it is one of those.
 fn folder_for(document: &str, store: &str) -> Folder {
     let folder = Folder::for_store(&STORES.replace("COLLECTIONS", ""), store);
     folder.write(SOURCE, document);
@@ -102,7 +103,7 @@ fn assert_same_document(found: &str, expected: &str) {
 
 #[test]
 fn a_host_factorys_data_goes_to_tables_and_comes_back_equal() {
-    for tables in ["relaxed", "postgres_relaxed"] {
+    for tables in ["relaxed", "postgres_relaxed", "dynamodb"] {
         check_there_and_back(tables);
     }
 }
@@ -304,7 +305,7 @@ fn a_dry_run_writes_nothing_and_says_what_would_be_made() {
 
 #[test]
 fn migrating_again_changes_nothing() {
-    for target in ["sql", "postgres_strict", "back"] {
+    for target in ["sql", "postgres_strict", "back", "dynamodb"] {
         let folder = folder_for(&sample("request_database.json"), target);
         migrate(&folder, "json", target, &[]).exits(0);
         let exported = || folder.larder(&["export", "--store", target]).exits(0).stdout;
@@ -322,7 +323,7 @@ fn migrating_again_changes_nothing() {
 
 #[test]
 fn what_the_target_holds_with_other_content_is_refused_left_or_replaced() {
-    for target in ["relaxed", "sql", "postgres_strict", "postgres_relaxed", "back", "split"] {
+    for target in ["relaxed", "sql", "postgres_strict", "postgres_relaxed", "back", "split", "dynamodb"] {
         let folder = folder_for(&sample("request_database.json"), target);
         migrate(&folder, "json", target, &[]).exits(0);
         let other = r#"{"template_id":"small","name":"Other","provider_api":"x","vm_type":"y","max_number":1}"#;

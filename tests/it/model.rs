@@ -67,6 +67,7 @@ run_against! {
     sql_sqlite_relaxed: "relaxed", strict: false;
     sql_postgres_strict: "postgres_strict", strict: true;
     sql_postgres_relaxed: "postgres_relaxed", strict: false;
+    dynamodb: "dynamodb", strict: false;
 }
 
 /// Every way to store, and a collection that names its members as nobody else does and keeps no times.
@@ -82,7 +83,8 @@ const STORES: &str = r#"{
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
       "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
       "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
-      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}}
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}},
+      "dynamodb": {"strategy": "dynamodb", "dynamodb_strategy": {~tables~}}
     },
     "collections": {
       "parts": {

@@ -29,15 +29,16 @@ macro_rules! from_each {
     };
 }
 
-from_each! { json_single_file json_split_files sqlite_strict sqlite_relaxed postgres_strict postgres_relaxed }
+from_each! { json_single_file json_split_files sqlite_strict sqlite_relaxed postgres_strict postgres_relaxed dynamodb }
 
-/// An entry of `storage.stores`. A store of PostgreSQL has the database of its own name.
+/// An entry of `storage.stores`. A store of PostgreSQL has the database of its own name, one of DynamoDB the tables.
 fn store(name: &str, kind: &str) -> String {
     let section = match kind {
         "json_single_file" => format!(r#""json", "json_strategy": {{"base_path": "@/{name}"}}"#),
         "json_split_files" => {
             format!(r#""json", "json_strategy": {{"storage_type": "split_files", "base_path": "@/{name}"}}"#)
         }
+        "dynamodb" => format!(r#""dynamodb", "dynamodb_strategy": {{~tables {name}~}}"#),
         _ => {
             let (database, constraints) = kind.split_once('_').expect("a database and its constraints");
             let place = match database {
@@ -65,7 +66,8 @@ fn check_from(kind: &str) {
     if kind.starts_with("postgres") {
         databases.push("source");
     }
-    let folder = Folder::with_databases(&config, &databases);
+    let tables: &[&str] = if kind == "dynamodb" { &["source"] } else { &["dynamodb"] };
+    let folder = Folder::with_services(&config, &databases, tables);
     let document = document();
     folder.write("given/request_database.json", Value::Object(document.clone()).to_string());
     folder.larder(&["migrate", "--from", "given", "--to", "source"]).exits(0);

@@ -28,7 +28,8 @@ const STORES: &str = r#"{
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
       "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
       "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~, "pool_size": 2, "max_overflow": 4}},
-      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "pool_size": 2, "max_overflow": 4, "constraints": "relaxed"}}
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "pool_size": 2, "max_overflow": 4, "constraints": "relaxed"}},
+      "dynamodb": {"strategy": "dynamodb", "dynamodb_strategy": {~tables~}}
     }
   }
 }"#;
@@ -67,6 +68,7 @@ macro_rules! on_every_store {
         $crate::place::on_every_store!(sql_relaxed "relaxed" $($body)*);
         $crate::place::on_every_store!(postgres_strict "postgres_strict" $($body)*);
         $crate::place::on_every_store!(postgres_relaxed "postgres_relaxed" $($body)*);
+        $crate::place::on_every_store!(dynamodb "dynamodb" $($body)*);
     };
     ($module:ident $store:literal $($body:ident)*) => {
         mod $module {

@@ -36,6 +36,7 @@ ask! {
     sql_sqlite_relaxed: "relaxed";
     sql_postgres_strict: "postgres_strict";
     sql_postgres_relaxed: "postgres_relaxed";
+    dynamodb: "dynamodb";
 }
 
 /// Every way to store, and a collection with a column of each type, none of which has to hold that type.
@@ -51,7 +52,8 @@ const STORES: &str = r#"{
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
       "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
       "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
-      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}}
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}},
+      "dynamodb": {"strategy": "dynamodb", "dynamodb_strategy": {~tables~}}
     },
     "collections": {
       "wild": {

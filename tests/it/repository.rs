@@ -24,7 +24,8 @@ const STORES: &str = r#"{
       "strict": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/strict.db"}},
       "relaxed": {"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": "@/relaxed.db", "constraints": "relaxed"}},
       "postgres_strict": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~strict~}},
-      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}}
+      "postgres_relaxed": {"strategy": "sql", "sql_strategy": {"type": "postgresql", ~relaxed~, "constraints": "relaxed"}},
+      "dynamodb": {"strategy": "dynamodb", "dynamodb_strategy": {~tables~}}
     }
   }
 }"#;
@@ -41,8 +42,8 @@ impl Place {
     }
 
     /// One place for each store.
-    fn each() -> [Place; 6] {
-        ["single", "split", "strict", "relaxed", "postgres_strict", "postgres_relaxed"].map(Place::new)
+    fn each() -> [Place; 7] {
+        ["single", "split", "strict", "relaxed", "postgres_strict", "postgres_relaxed", "dynamodb"].map(Place::new)
     }
 
     /// A handle of its own: another host, another instance of the strategy.

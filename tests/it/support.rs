@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 
-use crate::databases::Database;
+use crate::databases::{Database, apart};
+use crate::tables::Tables;
 
 fn built(variable: &str) -> PathBuf {
     match std::env::var_os(variable) {
@@ -56,10 +57,14 @@ pub fn assert_same_object(found: impl AsRef<[u8]>, expected: impl AsRef<[u8]>) {
 /// What stands for a database that a test has no use for.
 const NO_DATABASE: &str = r#""host": "127.0.0.1", "port": 1, "name": "none", "username": "nobody""#;
 
+/// What stands for tables that a test has no use for.
+const NO_TABLES: &str = r#""endpoint_url": "http://127.0.0.1:1", "region": "us-east-1""#;
+
 /// A working folder with a configuration; removed at the end of the test.
 pub struct Folder {
     directory: TempDir,
     databases: Vec<Database>,
+    tables: Vec<Tables>,
 }
 
 impl Folder {
@@ -69,14 +74,26 @@ impl Folder {
         Folder::with_databases(config, &[])
     }
 
-    /// A folder for one of the stores in `config`: `postgres_strict` has the database `~strict~`, and so on.
+    /// A folder for one of the stores in `config`: `postgres_strict` has the database `~strict~`, and so on. Where it is
+    /// `dynamodb` it has the tables `~tables~`, and is prepared.
     pub fn for_store(config: &str, store: &str) -> Folder {
-        Folder::with_databases(config, store.strip_prefix("postgres_").as_slice())
+        if store != "dynamodb" {
+            return Folder::with_databases(config, store.strip_prefix("postgres_").as_slice());
+        }
+        let folder = Folder::with_services(config, &[], &[""]);
+        folder.prepare(store);
+        folder
     }
 
     /// A folder with databases of PostgreSQL, which are gone with it. In the configuration `~NAME~` stands for what
     /// `sql_strategy` says of one beside its type; of those that are not named here, nothing that could be opened.
     pub fn with_databases(config: &str, names: &[&str]) -> Folder {
+        Folder::with_services(config, names, &[])
+    }
+
+    /// The same with tables of DynamoDB, for which `~tables NAME~` stands, and `~tables~` for those without a name. They come
+    /// to be when they are prepared, and are gone with the folder.
+    pub fn with_services(config: &str, names: &[&str], tables: &[&str]) -> Folder {
         let directory = tempfile::tempdir().expect("a temporary folder");
         let root = directory.path().to_str().expect("a UTF-8 path").to_owned();
         let mut config = config.replace('@', &root);
@@ -84,10 +101,19 @@ impl Folder {
         for (name, database) in names.iter().zip(&databases) {
             config = config.replace(&format!("~{name}~"), &database.members());
         }
+        let made: Vec<Tables> = tables.iter().map(|name| Tables::new(name)).collect();
+        for (name, tables) in tables.iter().zip(&made) {
+            let marker = format!("tables {name}");
+            config = config.replace(&format!("~{}~", marker.trim_end()), &tables.members());
+        }
         let parts: Vec<&str> = config.split('~').collect();
-        let parts = parts.iter().enumerate().map(|(n, part)| if n % 2 == 0 { part } else { NO_DATABASE });
+        let parts = parts.iter().enumerate().map(|(n, part)| match (n % 2, part.starts_with("tables")) {
+            (0, _) => part,
+            (_, true) => NO_TABLES,
+            (_, false) => NO_DATABASE,
+        });
         let config: String = parts.collect();
-        let folder = Folder { directory, databases };
+        let folder = Folder { directory, databases, tables: made };
         folder.write("larder.json", config);
         folder
     }
@@ -95,6 +121,20 @@ impl Folder {
     /// Its databases of PostgreSQL, in the order in which they were named.
     pub fn databases(&self) -> &[Database] {
         &self.databases
+    }
+
+    /// Its tables of DynamoDB, in the order in which they were named.
+    pub fn tables(&self) -> &[Tables] {
+        &self.tables
+    }
+
+    /// Makes what a store needs before it can be read.
+    pub fn prepare(&self, store: &str) {
+        let (host, store) = (self.host(), store.to_owned());
+        apart(async move {
+            let repository = host.open(Some(&store)).await.expect("a store that opens");
+            repository.prepare(false, false).await.expect("a store that can be prepared");
+        });
     }
 
     /// Where it is.
