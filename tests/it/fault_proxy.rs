@@ -182,7 +182,8 @@ impl Message {
     }
 
     fn refusal(members: Value) -> Message {
-        let status = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/x-amz-json-1.0\r\nx-amzn-requestid: PROXY\r\n\r\n";
+        let status =
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/x-amz-json-1.0\r\nx-amzn-requestid: PROXY\r\n\r\n";
         Message { head: status.to_owned(), body: Vec::new() }.with_body(&members)
     }
 

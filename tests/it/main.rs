@@ -61,6 +61,12 @@ mod sandbox;
 // What only a database on a server has: users, statements that reach further, outages, many clients.
 mod postgres;
 
+// What only tables of DynamoDB have: a service that throttles, loses, and comes back.
+mod dynamodb;
+
+// A proxy that does to requests what a network and a busy service do.
+mod fault_proxy;
+
 // Writes that share a flush.
 mod group_commit;
 

@@ -64,7 +64,8 @@ const NO_TABLES: &str = r#""endpoint_url": "http://127.0.0.1:1", "region": "us-e
 pub struct Folder {
     directory: TempDir,
     databases: Vec<Database>,
-    tables: Vec<Tables>,
+    /// Gone with it.
+    _tables: Vec<Tables>,
 }
 
 impl Folder {
@@ -113,7 +114,7 @@ impl Folder {
             (_, false) => NO_DATABASE,
         });
         let config: String = parts.collect();
-        let folder = Folder { directory, databases, tables: made };
+        let folder = Folder { directory, databases, _tables: made };
         folder.write("larder.json", config);
         folder
     }
@@ -121,11 +122,6 @@ impl Folder {
     /// Its databases of PostgreSQL, in the order in which they were named.
     pub fn databases(&self) -> &[Database] {
         &self.databases
-    }
-
-    /// Its tables of DynamoDB, in the order in which they were named.
-    pub fn tables(&self) -> &[Tables] {
-        &self.tables
     }
 
     /// Makes what a store needs before it can be read.
