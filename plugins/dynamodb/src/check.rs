@@ -1,77 +1,60 @@
-//! What there is to say about the tables: whether they can be reached, read and written, how they are billed and scaled, and
-//! in what they are not as they should be.
+//! What there is to say about the tables: whether they can be read and written, what they cost, and in what they are not as
+//! they should be.
 
-use larder_guest::{Capacity, Dynamodb, Expression, Item, ItemAction, KeySchema, TableStatus, Written};
-use larder_model::{Error, ErrorKind, Result};
+use larder_guest::{Capacity, Dynamodb, Expression, ItemAction, ItemScan, KeySchema, TableStatus};
+use larder_model::{Error, Result};
 use serde_json::{Value, json};
 
-use crate::{store::DynamodbStore, table::Table};
+use crate::{store::is_usable, table::Table};
 
-/// An id that is looked for and never written.
-const PROBE: &str = "larder-check";
+#[derive(Default)]
+struct Findings {
+    findings: Vec<Value>,
+    /// The first error that kept from reading, and from writing.
+    unreadable: bool,
+    unwritable: bool,
+}
 
-fn capacity(capacity: Option<Capacity>) -> Value {
-    match capacity {
-        Some(Capacity { read, write }) => json!({"mode": "PROVISIONED", "read": read, "write": write}),
-        None => json!({"mode": "PAY_PER_REQUEST"}),
+impl Findings {
+    fn add(&mut self, level: &str, message: String) {
+        self.findings.push(json!({"level": level, "message": message}));
     }
 }
 
-fn shown(key: &KeySchema) -> String {
-    match &key.range {
-        Some(range) => format!("{}, {range}", key.hash),
-        None => key.hash.clone(),
-    }
-}
-
-impl<D: Dynamodb> DynamodbStore<D> {
-    pub(crate) fn findings(&mut self) -> Result<String> {
-        let mut findings = Vec::new();
-        let mut add = |level: &str, message: String| findings.push(json!({"level": level, "message": message}));
-        let (mut readable, mut writable) = (true, true);
-        let mut listed = Vec::with_capacity(self.tables.len());
-        for table in &self.tables {
-            let name = &table.collection.name;
-            let Some(status) = self.dynamodb.describe_table(name)? else {
-                add("warning", format!("there is no table for `{name}`: `larder stores prepare` makes it"));
-                listed.push(json!({"collection": name, "exists": false}));
-                continue;
-            };
-            for message in differences(table, &status) {
-                add("error", format!("table `{}`: {message}", status.name));
-            }
-            for (what, state) in status
-                .indexes
-                .iter()
-                .map(|index| (format!("index `{}` of `{}`", index.name, status.name), &index.status))
-                .chain([(format!("table `{}`", status.name), &status.status)])
-                .filter(|(_, state)| *state != "ACTIVE")
-            {
-                add("warning", format!("{what} is {state}"));
-            }
-            if let Err(error) = read(&self.dynamodb, table) {
-                readable = false;
-                add("error", format!("table `{}` cannot be read: {}", status.name, error.message));
-            }
-            if let Err(error) = write(&self.dynamodb, table) {
-                writable = false;
-                add("error", format!("table `{}` cannot be written: {}", status.name, error.message));
-            }
-            listed.push(entry(table, &status));
+pub(crate) fn check<D: Dynamodb>(dynamodb: &D, tables: &[Table]) -> Result<String> {
+    let mut findings = Findings::default();
+    let mut listed = Vec::with_capacity(tables.len());
+    for table in tables {
+        let name = &table.collection.name;
+        let Some(status) = dynamodb.describe_table(name)? else {
+            findings.add("warning", format!("there is no table of `{name}`: `larder stores prepare` makes it"));
+            listed.push(json!({"collection": name, "exists": false}));
+            continue;
+        };
+        listed.push(described(name, &status));
+        compare(table, &status, &mut findings);
+        if let Err(error) = read(dynamodb, table) {
+            findings.unreadable = true;
+            findings.add("error", format!("the table `{}` cannot be read: {error}", status.name));
         }
-        let answer = json!({
-            "reachable": true,
-            "readable": readable,
-            "writable": writable,
-            "tables": listed,
-            "unread": [],
-            "findings": findings,
-        });
-        Ok(answer.to_string())
+        if let Err(error) = write(dynamodb, table) {
+            findings.unwritable = true;
+            findings.add("error", format!("the table `{}` cannot be written: {error}", status.name));
+        }
     }
+    let answer = json!({
+        "reachable": true,
+        "readable": !findings.unreadable,
+        "writable": !findings.unwritable,
+        "tables": listed,
+        // An attribute that somebody added is a member of its entity.
+        "unread": [],
+        "findings": findings.findings,
+    });
+    Ok(answer.to_string())
 }
 
-fn entry(table: &Table, status: &TableStatus) -> Value {
+fn described(collection: &str, status: &TableStatus) -> Value {
     let indexes: Vec<Value> = status
         .indexes
         .iter()
@@ -79,17 +62,20 @@ fn entry(table: &Table, status: &TableStatus) -> Value {
             json!({
                 "name": index.name,
                 "status": index.status,
-                "key": shown(&index.key),
-                "billing": capacity(index.capacity),
+                "key": key(&index.key),
+                "billing": billing(index.capacity.as_ref()),
+                "capacity": capacity(index.capacity.as_ref()),
             })
         })
         .collect();
     json!({
-        "collection": table.collection.name,
+        "collection": collection,
         "exists": true,
         "table": status.name,
         "status": status.status,
-        "billing": capacity(status.capacity),
+        "key": key(&status.key),
+        "billing": billing(status.capacity.as_ref()),
+        "capacity": capacity(status.capacity.as_ref()),
         "items": status.items,
         "size_bytes": status.bytes,
         "indexes": indexes,
@@ -97,52 +83,66 @@ fn entry(table: &Table, status: &TableStatus) -> Value {
     })
 }
 
-/// In what a table is not as its collection wants it.
-fn differences(table: &Table, status: &TableStatus) -> Vec<String> {
-    let spec = table.spec();
-    let mut messages = Vec::new();
+fn key(key: &KeySchema) -> Value {
+    json!({"hash": key.hash, "range": key.range})
+}
+
+fn billing(capacity: Option<&Capacity>) -> &'static str {
+    if capacity.is_some() { "provisioned" } else { "on-demand" }
+}
+
+fn capacity(capacity: Option<&Capacity>) -> Value {
+    capacity.map_or(Value::Null, |capacity| json!({"read": capacity.read, "write": capacity.write}))
+}
+
+/// In what a table is not as the collection wants it.
+fn compare(table: &Table, status: &TableStatus, findings: &mut Findings) {
+    let (name, spec) = (&status.name, table.spec());
     if status.key != spec.key {
-        messages.push(format!("its key is {}, and should be {}", shown(&status.key), shown(&spec.key)));
+        findings.unreadable = true;
+        findings.unwritable = true;
+        let message = format!("the table `{name}` has another key than the text `{}` alone", spec.key.hash);
+        findings.add("error", message);
     }
-    for (name, key) in &spec.indexes {
-        match status.indexes.iter().find(|index| index.name == *name) {
-            None => messages.push(format!("the index `{name}` is missing: `larder stores prepare --extend` adds it")),
-            Some(index) if index.key != *key => messages.push(format!(
-                "the key of the index `{name}` is {}, and should be {}",
-                shown(&index.key),
-                shown(key)
-            )),
-            Some(index) if !index.holds_whole_items => {
-                messages.push(format!("the index `{name}` does not hold whole items"));
-            }
-            Some(_) => {}
-        }
+    if status.status != "ACTIVE" {
+        findings.add("warning", format!("the table `{name}` is {}", status.status));
     }
-    messages
+    for index in table.indexes.iter().filter(|index| !is_usable(index, status)) {
+        let found = status.indexes.iter().find(|found| found.name == index.name);
+        let message = match found {
+            None => "is missing: `larder stores prepare --extend` adds it".to_owned(),
+            Some(found) if found.status != "ACTIVE" => format!("is {}", found.status),
+            Some(found) if !found.holds_whole_items => "does not hold whole items".to_owned(),
+            Some(_) => "has another key than the collection declares".to_owned(),
+        };
+        findings.add("warning", format!("the index `{}` of `{name}` {message}; queries scan instead", index.name));
+    }
 }
 
 fn read<D: Dynamodb>(dynamodb: &D, table: &Table) -> Result<()> {
-    dynamodb.get_items(&table.collection.name, vec![table.key(PROBE)], false).map(drop)
+    let scan = ItemScan {
+        collection: table.collection.name.clone(),
+        segments: 1,
+        filter: None,
+        limit: 1,
+        consistent: false,
+        count_only: true,
+    };
+    dynamodb.scan(scan, vec![(0, None)]).map(drop)
 }
 
-/// A write whose condition cannot hold tells whether it would be let through, and changes nothing.
+/// Does what a write does under a condition that never holds.
 fn write<D: Dynamodb>(dynamodb: &D, table: &Table) -> Result<()> {
-    let item: Item = table
-        .key(PROBE)
-        .into_iter()
-        .chain(table.keys.keys().map(|name| (name.clone(), larder_guest::Attribute::Text(PROBE.to_owned()))))
-        .collect();
     let condition = Expression {
         text: "attribute_exists(#key) AND attribute_not_exists(#key)".to_owned(),
         names: vec![("#key".to_owned(), table.collection.key.clone())],
         values: Vec::new(),
     };
-    let put = ItemAction::Put { collection: table.collection.name.clone(), item, condition: Some(condition) };
-    match dynamodb.write_items(vec![put])?.pop() {
-        Some(Ok(Written::Refused(_))) => Ok(()),
-        Some(Err(error)) => Err(error),
-        Some(Ok(Written::Done)) | None => {
-            Err(Error::new(ErrorKind::Internal, "a write whose condition does not hold took effect"))
-        }
-    }
+    let action = ItemAction::Delete {
+        collection: table.collection.name.clone(),
+        key: table.key("larder check"),
+        condition: Some(condition),
+    };
+    let unanswered = || Err(Error::corrupt("the service did not answer"));
+    dynamodb.write_items(vec![action])?.pop().unwrap_or_else(unanswered).map(drop)
 }

@@ -1,509 +1,751 @@
-//! Queries, page by page. A cursor stands behind the last item that was looked at, which need not be where a page of the
-//! service's ended, so that a page may be as long as it likes.
+//! Queries, page by page.
+//!
+//! A cursor says how the query is read and how far each part of that was given, so that it does not depend on where the
+//! service ended a page of its own. In a transaction its own changes come first, and what is stored of the same entities is
+//! left out behind them.
+//!
+//! The service orders an index by the bytes of its range attribute and lets ties fall as they will. Where the query asks
+//! for that order, what has the same value is gathered and sorted before it is given, so that the order is the contract's.
 
-use std::collections::HashSet;
-
-use larder_guest::{Attribute, Dynamodb, Expression, Item, ItemPage, ItemQuery, ItemScan};
-use larder_model::{Entity, Error, Page, Query, Result, SortKey, filter::Filter, order};
-use serde::{Deserialize, Serialize};
+use larder_guest::{Attribute, Dynamodb, Expression, Item, ItemQuery, ItemScan};
+use larder_model::{Entity, Error, Page, Query, Result, filter::Filter, json::quoted, order};
 use serde_json::{Map, Value};
 
 use crate::{
     item,
-    plan::{Access, Order, Plan},
-    store::DynamodbStore,
+    plan::{self, Plan, Section},
     table::{Table, TableIndex},
+    transaction::Changes,
 };
 
-/// Items that one request looks at. The service ends a page at 1 MB in any case.
-const ITEMS_MAX: u32 = 10_000;
+/// Parts of a scan that are read side by side.
+const SEGMENTS: u32 = 4;
 
-/// Requests, or rounds of them side by side, that one call makes before it answers with what it has.
-const ROUNDS_MAX: usize = 16;
+/// Queries for fewer entities read one part after the other.
+const PARALLEL_MIN: u32 = 200;
 
-/// Segments that are read side by side, where there is so much to read.
-const SEGMENTS_MAX: u64 = 8;
+/// How often the service is asked for one page at most, while nothing is found.
+const REQUESTS_MAX: u32 = 8;
 
-/// Bytes of a table that are worth a segment.
-const SEGMENT_BYTES: u64 = 1 << 20;
+/// Items that the first request looks at where a filter leaves an unknown number of them; each further one looks at twice as
+/// many. What is looked at and does not come into the page is looked at, and paid, again.
+const LOOKED_AT: std::ops::RangeInclusive<u32> = 100..=2_000;
 
-/// Where a query goes on.
-#[derive(Debug, Serialize, Deserialize)]
-enum Place {
-    /// Behind this id.
-    #[serde(rename = "i")]
-    Id(String),
-    /// Behind the item with these attributes.
-    #[serde(rename = "k")]
-    Key(Map<String, Value>),
-    /// In the order of an index, of what stands behind the item with these attributes, behind the entity with this value
-    /// and this id.
-    #[serde(rename = "o")]
-    Ordered(Option<Map<String, Value>>, Option<(Value, String)>),
-    /// Of so many segments, those that have not ended, each behind an id.
-    #[serde(rename = "s")]
-    Segments(u32, Vec<(u32, Option<String>)>),
-}
+/// Items that are looked at for each that is wanted.
+const LOOKED_AT_EACH: u32 = 8;
 
-/// The error about a cursor of another query.
-pub(crate) fn foreign_cursor() -> Error {
-    Error::invalid("the cursor is none of this query")
-}
+/// Items that any request looks at.
+const ITEMS_MAX: u32 = 100_000;
 
-/// The key that a cursor of a scan stands for.
-pub(crate) fn id_from(table: &Table, cursor: &[u8]) -> Result<Item> {
-    std::str::from_utf8(cursor).map(|id| table.key(id)).map_err(|_| foreign_cursor())
-}
+/// Keys that are read at once.
+const KEYS_AT_ONCE: usize = 100;
 
-/// What reads differ in.
-pub(crate) struct Reading<'a> {
-    pub(crate) consistent: bool,
-    /// Entities that are left out.
-    pub(crate) without: &'a HashSet<String>,
-}
+/// A value that is cut to fit an index has at least so many bytes. Values that share them may be in any order there.
+const TIE_BYTES: usize = 1021;
 
-/// A page with the items that its entities were.
+/// An entity, with the item that it was read from.
 pub(crate) struct Found {
-    pub(crate) page: Page,
-    pub(crate) items: Vec<Item>,
+    pub(crate) entity: Entity,
+    pub(crate) members: Map<String, Value>,
+    pub(crate) item: Option<Item>,
 }
 
-/// What of a page was found so far.
-struct Collector<'a> {
-    table: &'a Table,
-    filter: Option<&'a Filter>,
-    without: &'a HashSet<String>,
-    limit: usize,
-    max_bytes: usize,
-    entities: Vec<Entity>,
-    items: Vec<Item>,
-    bytes: usize,
-    read_units: f64,
+/// Which indexes of a table can be used.
+pub(crate) enum Usable {
+    These(Vec<String>),
+    /// Nobody may ask.
+    Unknown(Error),
 }
 
-impl Collector<'_> {
-    fn is_full(&self) -> bool {
-        self.entities.len() >= self.limit || self.bytes >= self.max_bytes && !self.entities.is_empty()
-    }
+/// A query under way.
+pub(crate) struct Find<'a, D: Dynamodb> {
+    pub(crate) dynamodb: &'a D,
+    pub(crate) table: &'a Table,
+    pub(crate) query: &'a Query,
+    pub(crate) consistent: bool,
+    /// Whether an index may be used that was not named.
+    pub(crate) may_choose_index: bool,
+    /// Of the collection, by the transaction that asks.
+    pub(crate) changes: Option<&'a Changes>,
+    pub(crate) found: Vec<Found>,
+    pub(crate) bytes: usize,
+    pub(crate) read_units: f64,
+}
 
-    fn look(&mut self, item: Item) -> Result<()> {
-        let (entity, members) = item::entity(self.table, &item)?;
-        self.take(entity, &members, item);
-        Ok(())
-    }
+/// Where a page ended.
+#[derive(Debug, Clone, PartialEq)]
+enum Cursor {
+    /// In the transaction's own changes, behind this id.
+    Own(Option<String>),
+    /// Behind this id.
+    Ids(Option<String>),
+    /// Behind this key of the index, none at its beginning.
+    Index(String, Option<Item>),
+    /// In the index, in the order asked for.
+    Ordered(String, Option<Position>),
+    Scan(Vec<Segment>),
+}
 
-    fn take(&mut self, entity: Entity, members: &Map<String, Value>, item: Item) {
-        if self.without.contains(&entity.id) || self.filter.is_some_and(|filter| !filter.matches(members)) {
-            return;
+#[derive(Debug, Clone, PartialEq)]
+struct Position {
+    /// What the range attribute holds there.
+    at: String,
+    /// What the last entity that was given is ordered by, and its id. None: of what holds the same, nothing was given.
+    last: Option<(Vec<Option<Value>>, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Segment {
+    /// Behind this id, none at its beginning.
+    Behind(Option<String>),
+    Ended,
+}
+
+impl<'a, D: Dynamodb> Find<'a, D> {
+    /// One page, and what it was read from.
+    pub(crate) fn run(mut self, usable: impl FnOnce() -> Result<Usable>) -> Result<(Page, Vec<Found>)> {
+        if self.query.limit == 0 {
+            return Err(Error::invalid("the limit of a query is at least 1"));
         }
-        self.bytes += entity.body.len();
-        self.entities.push(entity);
-        self.items.push(item);
-    }
-
-    /// Looks at a page until there is enough, and says behind which item that was, and whether it was all of the page.
-    fn look_at(&mut self, items: Vec<Item>) -> Result<(Option<Item>, bool)> {
-        let mut last = None;
-        for item in items {
-            if self.is_full() {
-                return Ok((last, false));
-            }
-            last = Some(item.clone());
-            self.look(item)?;
-        }
-        Ok((last, true))
-    }
-}
-
-impl<D: Dynamodb> DynamodbStore<D> {
-    /// A page of a query.
-    pub(crate) fn find_in(&mut self, position: usize, query: &Query, reading: &Reading) -> Result<Found> {
-        let table = &self.tables[position];
-        let plan = Plan::new(table, query, reading.consistent)?;
-        let place = match &query.cursor {
-            Some(cursor) => Some(serde_json::from_slice(cursor).map_err(|_| foreign_cursor())?),
-            None => None,
-        };
-        let mut collector = Collector {
-            table,
-            filter: query.filter.as_ref(),
-            without: reading.without,
-            limit: query.limit.max(1) as usize,
-            max_bytes: query.max_bytes as usize,
-            entities: Vec::new(),
-            items: Vec::new(),
-            bytes: 0,
-            read_units: 0.0,
-        };
+        let conjuncts = self.query.filter.as_ref().map(Filter::conjuncts).unwrap_or_default();
         let mut notes = Vec::new();
-        let mut index_used = None;
-        let mut sorted = query.order_by.is_empty();
-        let next = match &plan.access {
-            Access::Ids(ids) => {
-                notes.push("items by their key".to_owned());
-                by_ids(&self.dynamodb, &mut collector, ids, place, reading.consistent)
-            }
-            Access::Index(index, key, order) => {
-                notes.push(format!("a query of the index {}, which may be a moment behind the table", index.name));
-                index_used = Some(index.name.clone());
-                let request = Request { dynamodb: &self.dynamodb, index, key, filter: plan.filter.as_ref() };
-                request.has_order(&mut collector, *order, place.as_ref()).and_then(|has_order| {
-                    sorted |= has_order;
-                    match has_order {
-                        true => request.in_order(&mut collector, *order, place, &query.order_by),
-                        false => request.in_any_order(&mut collector, place),
-                    }
-                })
-            }
-            Access::Scan => by_scan(&self.dynamodb, &mut collector, &plan, place, reading.consistent, &mut notes),
-        };
-        let next = match next {
-            Ok(next) => next,
-            Err(error) => return Err(self.missing(error)),
-        };
-        let Collector { entities, items, read_units, .. } = collector;
-        let cost = (read_units > 0.0).then(|| (read_units, "read units".to_owned()));
-        self.note(position);
-        let next = next.map(|place| serde_json::to_vec(&place).expect("a place is JSON"));
-        let page = Page { entities, next, unapplied: Vec::new(), sorted, index_used, notes, cost };
-        Ok(Found { page, items })
-    }
-
-    /// How many there are, where nothing is asked of them.
-    pub(crate) fn count_all(&mut self, position: usize) -> Result<u64> {
-        let table = &self.tables[position];
-        let segments = segments(&self.dynamodb, table).map_err(|error| self.missing(error))?;
-        let scan = ItemScan {
-            collection: table.collection.name.clone(),
-            segments,
-            filter: None,
-            limit: ITEMS_MAX,
-            consistent: self.consistent_reads,
-            count_only: true,
-        };
-        let mut open: Vec<(u32, Option<Item>)> = (0..segments).map(|segment| (segment, None)).collect();
-        let mut count = 0;
-        while !open.is_empty() {
-            let pages = self.dynamodb.scan(scan.clone(), open.clone()).map_err(|error| self.missing(error))?;
-            count += pages.iter().map(|page| u64::from(page.count)).sum::<u64>();
-            let ends = open.iter().zip(pages);
-            open = ends.filter_map(|((segment, _), page)| Some((*segment, Some(page.last_key?)))).collect();
+        let given = self.query.cursor.as_deref().map(Cursor::decode).transpose()?;
+        let mut start = given.clone();
+        if let Some(name) = &self.query.index
+            && !self.table.collection.indexes.iter().any(|index| index.name == *name)
+        {
+            return Err(Error::invalid(format!("{} has no index {}", self.table.collection.name, quoted(name))));
         }
-        self.note(position);
-        Ok(count)
-    }
-
-    /// One page of a segment, as the service gives it.
-    pub(crate) fn segment_page(
-        &mut self,
-        position: usize,
-        (segment, segments): (u32, u32),
-        start: Option<Item>,
-    ) -> Result<ItemPage> {
-        let scan = ItemScan {
-            collection: self.tables[position].collection.name.clone(),
-            segments,
-            filter: None,
-            limit: ITEMS_MAX,
-            // Who reads everything wants all that was answered.
-            consistent: true,
-            count_only: false,
-        };
-        let mut pages = self.dynamodb.scan(scan, vec![(segment, start)]).map_err(|error| self.missing(error))?;
-        self.note(position);
-        pages.pop().ok_or_else(lost_page)
-    }
-}
-
-fn lost_page() -> Error {
-    Error::new(larder_model::ErrorKind::Internal, "the host answered a scan with another number of pages")
-}
-
-/// How many segments are worth reading side by side.
-fn segments<D: Dynamodb>(dynamodb: &D, table: &Table) -> Result<u32> {
-    let status = dynamodb.describe_table(&table.collection.name)?;
-    let bytes = status.map_or(0, |status| status.bytes);
-    Ok((bytes / SEGMENT_BYTES).clamp(1, SEGMENTS_MAX) as u32)
-}
-
-fn by_ids<D: Dynamodb>(
-    dynamodb: &D,
-    collector: &mut Collector,
-    ids: &[String],
-    place: Option<Place>,
-    consistent: bool,
-) -> Result<Option<Place>> {
-    let after = match place {
-        None => "",
-        Some(Place::Id(ref id)) => id.as_str(),
-        Some(_) => return Err(foreign_cursor()),
-    };
-    let rest: Vec<&String> = ids.iter().filter(|id| id.as_str() > after).collect();
-    let mut last = None;
-    // As many as are wanted, so that a short page reads no more.
-    for chunk in rest.chunks(collector.limit.clamp(1, 100)) {
-        let keys = chunk.iter().map(|id| collector.table.key(id)).collect();
-        let found = dynamodb.get_items(&collector.table.collection.name, keys, consistent)?;
-        for (id, item) in chunk.iter().zip(found) {
-            if collector.is_full() {
-                return Ok(last.map(Place::Id));
-            }
-            last = Some((*id).clone());
-            if let Some(item) = item {
-                collector.look(item)?;
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// What is asked of an index.
-struct Request<'a, D> {
-    dynamodb: &'a D,
-    index: &'a TableIndex,
-    key: &'a Expression,
-    filter: Option<&'a Expression>,
-}
-
-impl<D: Dynamodb> Request<'_, D> {
-    fn page(&self, collector: &mut Collector, start: Option<Item>, limit: usize, descending: bool) -> Result<ItemPage> {
-        let page = self.dynamodb.query(ItemQuery {
-            collection: collector.table.collection.name.clone(),
-            index: Some(self.index.name.clone()),
-            key: self.key.clone(),
-            filter: self.filter.cloned(),
-            start,
-            // With a filter, of what the service looks at few may match.
-            limit: if self.filter.is_some() { ITEMS_MAX } else { (limit as u32).min(ITEMS_MAX) },
-            descending,
-            consistent: false,
-            count_only: false,
-        })?;
-        collector.read_units += page.read_units;
-        Ok(page)
-    }
-
-    fn in_any_order(&self, collector: &mut Collector, place: Option<Place>) -> Result<Option<Place>> {
-        let mut start = match place {
-            None => None,
-            Some(Place::Key(key)) => Some(key_in(key)?),
-            Some(_) => return Err(foreign_cursor()),
-        };
-        for _ in 0..ROUNDS_MAX {
-            let wanted = collector.limit - collector.entities.len();
-            let page = self.page(collector, start.take(), wanted, false)?;
-            let (last, is_all) = collector.look_at(page.items)?;
-            start = match (is_all, page.last_key) {
-                (true, None) => return Ok(None),
-                (true, Some(key)) => Some(key),
-                // Nothing of the page was looked at only where there was enough before.
-                (false, _) => last.map(|item| index_key(collector.table, self.index, &item)),
+        let mut own_next = None;
+        if let (None | Some(Cursor::Own(_)), Some(changes)) = (&start, self.changes.filter(|it| !it.is_empty())) {
+            let after = match &start {
+                Some(Cursor::Own(after)) => after.clone(),
+                _ => None,
             };
-            if collector.is_full() {
-                break;
-            }
+            own_next = self.own(changes, after);
+            start = None;
         }
-        start.map(|key| Ok(Place::Key(key_out(key)?))).transpose()
-    }
-
-    /// Whether the index gives its items in the order that is asked for, but for ties. Sentinels stand where no value
-    /// would.
-    fn has_order(&self, collector: &mut Collector, order: Order, place: Option<&Place>) -> Result<bool> {
-        match (order, place) {
-            (Order::No, _) => return Ok(false),
-            (_, Some(place)) => return Ok(matches!(place, Place::Ordered(..))),
-            (Order::Yes { of_texts: true, .. }, None) => return Ok(true),
-            (Order::Yes { .. }, None) => {}
+        if let Some(Cursor::Own(_)) = start {
+            start = None;
         }
-        let Some(range) = &self.index.range else { return Ok(false) };
-        let mut key = self.key.clone();
-        key.text.push_str(" AND begins_with(#range, :sentinel)");
-        key.names.push(("#range".to_owned(), range.clone()));
-        key.values.push((":sentinel".to_owned(), Attribute::Text(item::SENTINEL.to_string())));
-        let page = Request { key: &key, filter: None, ..*self }.page(collector, None, 1, false)?;
-        Ok(page.count == 0)
-    }
-
-    /// The service orders by the key's attribute, and items of one value as it likes: they are sorted here.
-    fn in_order(
-        &self,
-        collector: &mut Collector,
-        order: Order,
-        place: Option<Place>,
-        order_by: &[SortKey],
-    ) -> Result<Option<Place>> {
-        let descending = matches!(order, Order::Yes { descending: true, .. });
-        let (mut before, mut after) = match place {
-            None => (None, None),
-            Some(Place::Ordered(before, after)) => (before.map(key_in).transpose()?, after),
-            Some(_) => return Err(foreign_cursor()),
+        let start = match start {
+            Some(start) => start,
+            None => self.choose(&conjuncts, usable, &mut notes)?,
         };
-        let range = self.index.range.as_deref().unwrap_or_default();
-        let began = before.clone();
-        let mut start = before.clone();
-        let mut group: Vec<Item> = Vec::new();
-        for round in 0.. {
-            let wanted = collector.limit - collector.entities.len().min(collector.limit) + 1;
-            let page = self.page(collector, start.take(), wanted, descending)?;
-            for item in page.items {
-                let is_next =
-                    group.last().is_some_and(|last| item::text_of(last, range) != item::text_of(&item, range));
-                if is_next {
-                    let last = group.last().map(|last| index_key(collector.table, self.index, last));
-                    if let Some(id) = take_group(collector, std::mem::take(&mut group), after.take(), order_by)? {
-                        return ordered(before, Some(id));
-                    }
-                    before = last;
-                    if collector.is_full() {
-                        return ordered(before, None);
-                    }
-                }
-                group.push(item);
+        let index = match &start {
+            Cursor::Index(name, _) | Cursor::Ordered(name, _) => Some(self.index(name)?),
+            _ => None,
+        };
+        let plan = match &start {
+            Cursor::Ids(_) => Plan::none(&conjuncts),
+            _ => Plan::new(self.table, &conjuncts, index),
+        };
+        let mut sorted = self.query.order_by.is_empty();
+        let next = match (own_next, start) {
+            (Some(next), _) => Some(next),
+            (None, Cursor::Ids(after)) => self.by_ids(&conjuncts, &plan, after, &mut notes)?,
+            (None, Cursor::Index(_, after)) => {
+                let (index, section) = self.section(index, &conjuncts)?;
+                self.by_index(index, &section, &plan, after, &mut notes)?
             }
-            match page.last_key {
-                Some(key) => start = Some(key),
-                None => {
-                    let rest = take_group(collector, group, after, order_by)?;
-                    return rest.map_or(Ok(None), |id| ordered(before, Some(id)));
+            (None, Cursor::Ordered(_, position)) => {
+                let (index, section) = self.section(index, &conjuncts)?;
+                sorted = true;
+                self.in_order(index, &section, &plan, position, &mut notes)?
+            }
+            (None, Cursor::Scan(segments)) => self.by_scan(&plan, segments, &mut notes)?,
+            (None, Cursor::Own(_)) => None,
+        };
+        // All there is fits a page.
+        if given.is_none() && next.is_none() && !sorted {
+            let order_by = &self.query.order_by;
+            self.found.sort_by(|a, b| order::compare(order_by, (&a.entity.id, &a.members), (&b.entity.id, &b.members)));
+            sorted = true;
+        }
+        let cost = (self.read_units > 0.0).then(|| (self.read_units, "read units".to_owned()));
+        let page = Page {
+            entities: self.found.iter().map(|found| found.entity.clone()).collect(),
+            next: next.map(|next| next.encode()),
+            unapplied: plan.unapplied,
+            sorted,
+            index_used: index.map(|index| index.name.clone()),
+            notes,
+            cost,
+        };
+        Ok((page, self.found))
+    }
+
+    fn index(&self, name: &str) -> Result<&'a TableIndex> {
+        self.table.indexes.iter().find(|index| index.name == name).ok_or_else(foreign_cursor)
+    }
+
+    fn section<'b>(&self, index: Option<&'b TableIndex>, conjuncts: &[&Filter]) -> Result<(&'b TableIndex, Section)> {
+        let index = index.ok_or_else(foreign_cursor)?;
+        let section = plan::section(self.table, index, conjuncts).ok_or_else(foreign_cursor)?;
+        Ok((index, section))
+    }
+
+    fn is_changed(&self, id: &str) -> bool {
+        self.changes.is_some_and(|changes| changes.contains_key(id))
+    }
+
+    /// Whether the page is full.
+    fn is_full(&self) -> bool {
+        !self.found.is_empty()
+            && (self.found.len() >= self.query.limit as usize || self.bytes >= self.query.max_bytes as usize)
+    }
+
+    fn wanted(&self) -> u32 {
+        self.query.limit.saturating_sub(self.found.len() as u32).clamp(1, ITEMS_MAX)
+    }
+
+    fn add(&mut self, found: Found) {
+        self.bytes += found.entity.body.len();
+        self.found.push(found);
+    }
+
+    /// The entity of an item, where it belongs to the answer.
+    fn look_at(&self, plan: &Plan, item: Item) -> Result<Option<Found>> {
+        if item::id_of(self.table, &item).is_some_and(|id| self.is_changed(id)) {
+            return Ok(None);
+        }
+        let (entity, members) = item::entity(self.table, &item)?;
+        let matches = plan.applied.iter().all(|conjunct| conjunct.matches(&members));
+        Ok(matches.then_some(Found { entity, members, item: Some(item) }))
+    }
+
+    /// How the query is read.
+    fn choose(
+        &self,
+        conjuncts: &[&Filter],
+        usable: impl FnOnce() -> Result<Usable>,
+        notes: &mut Vec<String>,
+    ) -> Result<Cursor> {
+        let named = self.query.index.as_deref();
+        if named.is_none() && plan::ids(self.table, conjuncts).is_some() {
+            return Ok(Cursor::Ids(None));
+        }
+        let mut candidates: Vec<(&TableIndex, Section)> = Vec::new();
+        for index in self.table.indexes.iter().filter(|index| named.is_none_or(|name| index.name == name)) {
+            if let Some(section) = plan::section(self.table, index, conjuncts) {
+                candidates.push((index, section));
+            }
+        }
+        if let Some(name) = named
+            && candidates.is_empty()
+        {
+            let declared = self.table.collection.indexes.iter().find(|index| index.name == name);
+            let hash = declared.and_then(|index| index.fields.first()).map_or("", String::as_str);
+            let names_hash = |conjunct: &&Filter| {
+                matches!(conjunct, Filter::Compare { field, op: larder_model::filter::Comparison::Eq, .. }
+                    if field.single() == Some(hash))
+            };
+            if !conjuncts.iter().any(names_hash) {
+                return Err(Error::invalid(format!(
+                    "the index {} is read by one value of {}: add an equality on it to the filter, or do not name the \
+                     index",
+                    quoted(name),
+                    quoted(hash)
+                )));
+            }
+            notes.push(format!("the index {} cannot look for that value", quoted(name)));
+        }
+        if named.is_none() && !self.may_choose_index && !candidates.is_empty() {
+            notes.push(format!(
+                "the index {} was not used, because an index is always a little late: `consistent_reads` is on, and no \
+                 index was named",
+                quoted(&candidates[0].0.name)
+            ));
+            candidates.clear();
+        }
+        if !candidates.is_empty() {
+            match usable()? {
+                Usable::These(names) => {
+                    for (index, _) in candidates.iter().filter(|(index, _)| !names.contains(&index.name)) {
+                        let message = format!(
+                            "the index {} of {} is not there, not ready yet, or not as it should be",
+                            quoted(&index.name),
+                            self.table.collection.name
+                        );
+                        if named.is_some() {
+                            return Err(Error::new(
+                                larder_model::ErrorKind::Unavailable,
+                                format!("{message}: `larder stores prepare --extend` adds it"),
+                            ));
+                        }
+                        notes.push(message);
+                    }
+                    candidates.retain(|(index, _)| names.contains(&index.name));
+                }
+                Usable::Unknown(error) if named.is_some() => return Err(error),
+                Usable::Unknown(error) => {
+                    notes.push(format!("no index was used, because they cannot be looked at: {error}"));
+                    candidates.clear();
                 }
             }
-            // The group that is not whole yet is read once more then.
-            if round >= ROUNDS_MAX && before != began {
-                return ordered(before, None);
+        }
+        // What leaves least, and then what comes in order.
+        let best = candidates.into_iter().max_by_key(|(index, section)| {
+            let bounds = u8::from(section.lower.is_some()) + u8::from(section.upper.is_some());
+            (bounds, plan::is_index_order(index, &self.query.order_by))
+        });
+        let Some((index, section)) = best else {
+            let segments = if self.query.limit < PARALLEL_MIN { 1 } else { SEGMENTS };
+            return Ok(Cursor::Scan(vec![Segment::Behind(None); segments as usize]));
+        };
+        let has_changes = self.changes.is_some_and(|changes| !changes.is_empty());
+        let ordered = plan::is_index_order(index, &self.query.order_by)
+            && !has_changes
+            && (section.lower.is_some() || !self.has_sentinels(index, &section)?);
+        Ok(match ordered {
+            true => Cursor::Ordered(index.name.clone(), None),
+            false => Cursor::Index(index.name.clone(), None),
+        })
+    }
+
+    /// Whether an entity of the section holds something else in the range member than a text: the index has it in another
+    /// place than the contract.
+    fn has_sentinels(&self, index: &TableIndex, section: &Section) -> Result<bool> {
+        let Some(range) = &index.range else { return Ok(false) };
+        let mut first = section.clone();
+        first.narrow(None, Some("\u{1}".to_owned()));
+        let page = self.request(index, first.expression(index), None, None, 20, false)?;
+        for item in &page.items {
+            if !item::decode(self.table, item)?.get(range).is_some_and(Value::is_string) {
+                return Ok(true);
+            }
+        }
+        Ok(page.last_key.is_some())
+    }
+
+    /// The transaction's own entities. Gives the cursor where there are more than the page takes.
+    fn own(&mut self, changes: &Changes, after: Option<String>) -> Option<Cursor> {
+        let filter = self.query.filter.as_ref();
+        for (id, change) in changes.iter().filter(|(id, _)| after.as_ref().is_none_or(|after| *id > after)) {
+            let Some(members) = change.after.as_ref() else { continue };
+            if filter.is_some_and(|filter| !filter.matches(members)) {
+                continue;
+            }
+            if self.is_full() {
+                return Some(Cursor::Own(self.found.last().map(|last| last.entity.id.clone())));
+            }
+            let entity = Entity {
+                id: id.clone(),
+                version: larder_model::entity::version_of(&self.table.collection, members),
+                body: larder_model::json::to_vec(members),
+            };
+            self.add(Found { entity, members: members.clone(), item: None });
+        }
+        self.is_full().then(|| Cursor::Own(self.found.last().map(|last| last.entity.id.clone())))
+    }
+
+    fn by_ids(
+        &mut self,
+        conjuncts: &[&Filter],
+        plan: &Plan,
+        after: Option<String>,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Cursor>> {
+        let mut ids = plan::ids(self.table, conjuncts).ok_or_else(foreign_cursor)?;
+        ids.retain(|id| after.as_ref().is_none_or(|after| id > after));
+        notes.push(format!("read by key{}", self.consistency()));
+        let mut last = None;
+        let mut rest = ids.as_slice();
+        while !rest.is_empty() {
+            let (chunk, later) = rest.split_at(rest.len().min(KEYS_AT_ONCE).min(self.wanted() as usize));
+            let keys = chunk.iter().map(|id| self.table.key(id)).collect();
+            let items = self.dynamodb.get_items(&self.table.collection.name, keys, self.consistent)?;
+            for (id, item) in chunk.iter().zip(items) {
+                if self.is_full() {
+                    return Ok(Some(Cursor::Ids(last)));
+                }
+                last = Some(id.clone());
+                if let Some(found) = item.map(|item| self.look_at(plan, item)).transpose()?.flatten() {
+                    self.add(found);
+                }
+            }
+            rest = later;
+            if self.is_full() && !rest.is_empty() {
+                return Ok(Some(Cursor::Ids(last)));
             }
         }
         Ok(None)
     }
-}
 
-fn ordered(before: Option<Item>, after: Option<(Value, String)>) -> Result<Option<Place>> {
-    Ok(Some(Place::Ordered(before.map(key_out).transpose()?, after)))
-}
-
-/// Takes items of one value in their order, those behind `after`. Where not all are wanted, the last that was looked at.
-fn take_group(
-    collector: &mut Collector,
-    group: Vec<Item>,
-    after: Option<(Value, String)>,
-    order_by: &[SortKey],
-) -> Result<Option<(Value, String)>> {
-    let mut rows = Vec::with_capacity(group.len());
-    for item in group {
-        let (entity, members) = item::entity(collector.table, &item)?;
-        rows.push((entity, members, item));
+    fn consistency(&self) -> &'static str {
+        if self.consistent { ", strongly consistent" } else { ", eventually consistent" }
     }
-    let by_order = |a: &(Entity, Map<String, Value>, Item), b: &(Entity, Map<String, Value>, Item)| {
-        order::compare(order_by, (&a.0.id, &a.1), (&b.0.id, &b.1))
-    };
-    rows.sort_by(by_order);
-    let values = |members: &Map<String, Value>| -> Vec<Option<Value>> {
-        order_by.iter().map(|key| key.field.get(members).cloned()).collect()
-    };
-    let mut last = after;
-    for (entity, members, item) in rows {
-        if let Some((value, id)) = &last {
-            let known = [Some(value.clone())];
-            if order::compare_keys(order_by, (&entity.id, &values(&members)), (id, &known)).is_le() {
-                continue;
+
+    /// How many items the request of this number looks at.
+    fn looked_at(&self, plan: &Plan, wanted: u32, request: u32) -> u32 {
+        match plan.applied.is_empty() || plan.filter.is_none() && plan.unapplied.is_empty() {
+            true => wanted,
+            false => {
+                let first = wanted.saturating_mul(LOOKED_AT_EACH).clamp(*LOOKED_AT.start(), *LOOKED_AT.end());
+                first << request.min(REQUESTS_MAX)
             }
         }
-        if collector.is_full() {
-            return Ok(last);
-        }
-        let value = values(&members).into_iter().flatten().next().unwrap_or_default();
-        last = Some((value, entity.id.clone()));
-        collector.take(entity, &members, item);
     }
-    Ok(None)
-}
 
-/// The attributes that say where an item stands in an index.
-fn index_key(table: &Table, index: &TableIndex, item: &Item) -> Item {
-    let mut names = vec![table.collection.key.as_str(), index.hash.as_str()];
-    names.extend(index.range.as_deref());
-    names.dedup();
-    item.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect()
-}
-
-fn key_out(key: Item) -> Result<Map<String, Value>> {
-    key.into_iter()
-        .map(|(name, attribute)| match attribute {
-            Attribute::Text(text) => Ok((name, Value::from(text))),
-            _ => Err(Error::corrupt("an attribute of a key is no text")),
-        })
-        .collect()
-}
-
-fn key_in(key: Map<String, Value>) -> Result<Item> {
-    key.into_iter()
-        .map(|(name, value)| match value {
-            Value::String(text) => Ok((name, Attribute::Text(text))),
-            _ => Err(foreign_cursor()),
-        })
-        .collect()
-}
-
-fn by_scan<D: Dynamodb>(
-    dynamodb: &D,
-    collector: &mut Collector,
-    plan: &Plan,
-    place: Option<Place>,
-    consistent: bool,
-    notes: &mut Vec<String>,
-) -> Result<Option<Place>> {
-    let table = collector.table;
-    let is_whole = collector.filter.is_none();
-    let (segments, mut open) = match place {
-        // Where everything matches, a few are soon found.
-        None if is_whole && collector.limit < 1000 => (1, vec![(0, None)]),
-        None => {
-            let segments = segments(dynamodb, table)?;
-            (segments, (0..segments).map(|segment| (segment, None)).collect())
-        }
-        Some(Place::Segments(segments, open)) => {
-            let is_sound = open.iter().all(|(segment, _)| *segment < segments) && !open.is_empty();
-            if !is_sound || u64::from(segments) > SEGMENTS_MAX {
-                return Err(foreign_cursor());
-            }
-            (segments, open)
-        }
-        Some(_) => return Err(foreign_cursor()),
-    };
-    notes.push(match segments {
-        1 => "a scan of the table".to_owned(),
-        _ => format!("a scan of the table in {segments} segments side by side"),
-    });
-    for _ in 0..ROUNDS_MAX {
-        let wanted = (collector.limit - collector.entities.len()) as u32;
-        let scan = ItemScan {
-            collection: table.collection.name.clone(),
-            segments,
-            filter: plan.filter.clone(),
-            limit: if is_whole { wanted } else { ITEMS_MAX },
-            consistent,
+    fn request(
+        &self,
+        index: &TableIndex,
+        key: Expression,
+        filter: Option<Expression>,
+        start: Option<Item>,
+        limit: u32,
+        descending: bool,
+    ) -> Result<larder_guest::ItemPage> {
+        self.dynamodb.query(ItemQuery {
+            collection: self.table.collection.name.clone(),
+            index: Some(index.name.clone()),
+            key,
+            filter,
+            start,
+            limit,
+            descending,
+            consistent: false,
             count_only: false,
-        };
-        let starts =
-            open.iter().map(|(segment, id)| (*segment, id.as_ref().map(|id| table.key(id)))).collect::<Vec<_>>();
-        let pages = dynamodb.scan(scan, starts)?;
-        if pages.len() != open.len() {
-            return Err(lost_page());
+        })
+    }
+
+    fn by_index(
+        &mut self,
+        index: &TableIndex,
+        section: &Section,
+        plan: &Plan,
+        mut start: Option<Item>,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Cursor>> {
+        notes.push(format!("query of the index {}, eventually consistent", quoted(&index.name)));
+        if section.is_empty() {
+            return Ok(None);
         }
-        let mut left = Vec::with_capacity(open.len());
-        for ((segment, start), page) in open.into_iter().zip(pages) {
-            collector.read_units += page.read_units;
-            let (last, is_all) = collector.look_at(page.items)?;
-            let id_of = |item: &Item| item::id_of(table, item).map(str::to_owned);
-            match (is_all, page.last_key) {
-                (true, None) => {}
-                (true, Some(key)) => left.push((segment, id_of(&key))),
-                (false, _) => left.push((segment, last.as_ref().and_then(id_of).or(start))),
+        for request in 0..REQUESTS_MAX {
+            let limit = self.looked_at(plan, self.wanted(), request);
+            let page =
+                self.request(index, section.expression(index), plan.filter.clone(), start.clone(), limit, false)?;
+            self.read_units += page.read_units;
+            for item in page.items {
+                if self.is_full() {
+                    return Ok(Some(Cursor::Index(index.name.clone(), start)));
+                }
+                start = Some(self.index_key(index, &item));
+                if let Some(found) = self.look_at(plan, item)? {
+                    self.add(found);
+                }
+            }
+            let Some(last_key) = page.last_key else { return Ok(None) };
+            start = Some(last_key);
+            if self.is_full() {
+                break;
             }
         }
-        open = left;
-        if open.is_empty() || collector.is_full() {
+        Ok(Some(Cursor::Index(index.name.clone(), start)))
+    }
+
+    /// What a query of the index goes on behind.
+    fn index_key(&self, index: &TableIndex, item: &Item) -> Item {
+        let mut names = vec![&self.table.collection.key, &index.hash];
+        names.extend(&index.range);
+        names.sort_unstable();
+        names.dedup();
+        item.iter().filter(|(name, _)| names.contains(&name)).cloned().collect()
+    }
+
+    fn in_order(
+        &mut self,
+        index: &TableIndex,
+        section: &Section,
+        plan: &Plan,
+        position: Option<Position>,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Cursor>> {
+        notes.push(format!("query of the index {} in its order, eventually consistent", quoted(&index.name)));
+        let descending = self.query.order_by.first().is_some_and(|key| key.descending);
+        let range = index.range.as_deref().ok_or_else(foreign_cursor)?;
+        let mut section = section.clone();
+        if let Some(position) = &position {
+            // Of what has the same value, all is read again: the service cannot say what of it was given.
+            match descending {
+                // What begins alike may have been cut, and be smaller or larger.
+                false => section.narrow(Some(tie(&position.at).to_owned()), None),
+                true => section.narrow(None, plan::end_of(tie(&position.at), &position.at)),
+            }
+        }
+        if section.is_empty() {
+            return Ok(None);
+        }
+        let ordered = |at: Option<Position>| Some(Cursor::Ordered(index.name.clone(), at));
+        let is_behind = |found: &Found| {
+            let Some(Position { last: Some((keys, id)), .. }) = &position else { return true };
+            let found_keys = order_keys(&self.query.order_by, &found.members);
+            order::compare_keys(&self.query.order_by, (&found.entity.id, &found_keys), (id, keys)).is_gt()
+        };
+        let began = position.as_ref().map(|position| position.at.clone());
+        // What has one value, and that value.
+        let mut group: Vec<Found> = Vec::new();
+        let mut at: Option<String> = None;
+        let mut start = None;
+        let mut requests = 0;
+        let mut ready: Vec<(Found, String)> = Vec::new();
+        let mut ready_bytes = 0;
+        let limit = self.query.limit as usize;
+        let max_bytes = self.query.max_bytes as usize;
+        let is_enough = |count: usize, bytes: usize| count > 0 && (count >= limit || bytes >= max_bytes);
+        loop {
+            // One more than is wanted, which tells that a value is complete.
+            let wanted = ((limit - ready.len()) as u32).clamp(1, ITEMS_MAX) + 1;
+            let looked_at = self.looked_at(plan, wanted, requests);
+            let page = self.request(
+                index,
+                section.expression(index),
+                plan.filter.clone(),
+                start.take(),
+                looked_at,
+                descending,
+            )?;
+            self.read_units += page.read_units;
+            requests += 1;
+            for item in page.items {
+                let value = item::text_of(&item, range).unwrap_or_default().to_owned();
+                if at.as_deref().is_some_and(|at| tie(at) != tie(&value)) {
+                    drain(&self.query.order_by, &mut group, &mut ready, &mut ready_bytes, range_of(&at), is_enough);
+                    if is_enough(ready.len(), ready_bytes) {
+                        return Ok(self.end(ready, ordered));
+                    }
+                }
+                at = Some(value);
+                if let Some(found) = self.look_at(plan, item)?.filter(|found| is_behind(found)) {
+                    group.push(found);
+                    // Of very many that have one value, only the first are kept.
+                    if group.len() > limit.saturating_mul(2).saturating_add(1_000) {
+                        sort(&self.query.order_by, &mut group);
+                        group.truncate(limit + 1);
+                    }
+                }
+            }
+            let Some(last_key) = page.last_key else { break };
+            if let Some(text) = item::text_of(&last_key, range)
+                && at.as_deref().is_none_or(|at| tie(at) != tie(text))
+            {
+                // Nothing of that value was given; what has the one before is complete.
+                drain(&self.query.order_by, &mut group, &mut ready, &mut ready_bytes, range_of(&at), is_enough);
+                if is_enough(ready.len(), ready_bytes) {
+                    return Ok(self.end(ready, ordered));
+                }
+                at = Some(text.to_owned());
+            }
+            start = Some(last_key);
+            let has_moved = at.as_deref().is_some_and(|at| began.as_deref().is_none_or(|began| tie(began) != tie(at)));
+            if requests >= REQUESTS_MAX && (has_moved || !ready.is_empty()) {
+                let next = at.map(|at| Position { at, last: None });
+                let _ = self.end(ready, |_| None);
+                return Ok(ordered(next));
+            }
+        }
+        drain(&self.query.order_by, &mut group, &mut ready, &mut ready_bytes, range_of(&at), is_enough);
+        // One more than the page takes is kept, so that a further page is known of.
+        let is_cut = !group.is_empty();
+        Ok(if is_cut { self.end(ready, ordered) } else { self.end(ready, |_| None) })
+    }
+
+    /// Gives what is ready, and says where it ends.
+    fn end(
+        &mut self,
+        ready: Vec<(Found, String)>,
+        next: impl FnOnce(Option<Position>) -> Option<Cursor>,
+    ) -> Option<Cursor> {
+        let position = ready.last().map(|(last, at)| Position {
+            at: at.clone(),
+            last: Some((order_keys(&self.query.order_by, &last.members), last.entity.id.clone())),
+        });
+        for (found, _) in ready {
+            self.add(found);
+        }
+        next(position)
+    }
+
+    fn by_scan(&mut self, plan: &Plan, mut segments: Vec<Segment>, notes: &mut Vec<String>) -> Result<Option<Cursor>> {
+        let count = segments.len() as u32;
+        notes.push(match count {
+            1 => format!("scan{}", self.consistency()),
+            _ => format!("scan of {count} segments{}", self.consistency()),
+        });
+        for request in 0..REQUESTS_MAX {
+            let mut active: Vec<(u32, Option<Item>)> = Vec::new();
+            for (number, segment) in (0..).zip(&segments) {
+                if let Segment::Behind(after) = segment {
+                    active.push((number, after.as_ref().map(|id| self.table.key(id))));
+                }
+            }
+            if active.is_empty() {
+                return Ok(None);
+            }
+            // Without a filter no more is read than the page takes.
+            let limit = self.looked_at(plan, self.wanted(), request);
+            active.truncate(limit as usize);
+            let scan = ItemScan {
+                collection: self.table.collection.name.clone(),
+                segments: count,
+                filter: plan.filter.clone(),
+                limit: (limit / active.len() as u32).max(1),
+                consistent: self.consistent,
+                count_only: false,
+            };
+            let numbers: Vec<u32> = active.iter().map(|(number, _)| *number).collect();
+            let pages = self.dynamodb.scan(scan, active)?;
+            for (number, page) in numbers.into_iter().zip(pages) {
+                self.read_units += page.read_units;
+                let segment = &mut segments[number as usize];
+                let mut is_cut = false;
+                for item in page.items {
+                    if self.is_full() {
+                        is_cut = true;
+                        break;
+                    }
+                    *segment = Segment::Behind(item::id_of(self.table, &item).map(str::to_owned));
+                    if let Some(found) = self.look_at(plan, item)? {
+                        self.add(found);
+                    }
+                }
+                if !is_cut {
+                    *segment = match page.last_key {
+                        Some(key) => Segment::Behind(item::id_of(self.table, &key).map(str::to_owned)),
+                        None => Segment::Ended,
+                    };
+                }
+            }
+            if self.is_full() {
+                break;
+            }
+        }
+        let is_over = segments.iter().all(|segment| *segment == Segment::Ended);
+        Ok((!is_over).then_some(Cursor::Scan(segments)))
+    }
+}
+
+fn range_of(at: &Option<String>) -> String {
+    at.clone().unwrap_or_default()
+}
+
+/// What values share that may be in any order.
+fn tie(value: &str) -> &str {
+    &value[..value.floor_char_boundary(TIE_BYTES)]
+}
+
+fn order_keys(order_by: &[larder_model::SortKey], members: &Map<String, Value>) -> Vec<Option<Value>> {
+    order_by.iter().map(|key| key.field.get(members).cloned()).collect()
+}
+
+fn sort(order_by: &[larder_model::SortKey], group: &mut [Found]) {
+    group.sort_by(|a, b| order::compare(order_by, (&a.entity.id, &a.members), (&b.entity.id, &b.members)));
+}
+
+/// Moves what has one value to what is ready, in order, until that is enough.
+fn drain(
+    order_by: &[larder_model::SortKey],
+    group: &mut Vec<Found>,
+    ready: &mut Vec<(Found, String)>,
+    ready_bytes: &mut usize,
+    at: String,
+    is_enough: impl Fn(usize, usize) -> bool,
+) {
+    sort(order_by, group);
+    let mut taken = 0;
+    for found in group.iter() {
+        if is_enough(ready.len() + taken, *ready_bytes) {
             break;
         }
+        *ready_bytes += found.entity.body.len();
+        taken += 1;
     }
-    Ok((!open.is_empty()).then_some(Place::Segments(segments, open)))
+    ready.extend(group.drain(..taken).map(|found| (found, at.clone())));
+}
+
+/// The error about a cursor that is none of this query's.
+pub(crate) fn foreign_cursor() -> Error {
+    Error::invalid("the cursor is of another query: begin again without one")
+}
+
+impl Cursor {
+    fn encode(&self) -> Vec<u8> {
+        let text = |text: &Option<String>| text.as_ref().map_or(Value::Null, |text| Value::from(text.as_str()));
+        let value = match self {
+            Cursor::Own(after) => serde_json::json!({"own": text(after)}),
+            Cursor::Ids(after) => serde_json::json!({"ids": text(after)}),
+            Cursor::Index(name, key) => {
+                let key = key.iter().flatten().filter_map(|(name, attribute)| match attribute {
+                    Attribute::Text(text) => Some((name.clone(), Value::from(text.as_str()))),
+                    _ => None,
+                });
+                serde_json::json!({"index": name, "key": key.collect::<Map<_, _>>()})
+            }
+            Cursor::Ordered(name, position) => match position {
+                None => serde_json::json!({"index": name, "at": null}),
+                Some(Position { at, last }) => {
+                    // An absent value is an empty list, and any other the one in it.
+                    let last = last.as_ref().map(|(keys, id)| {
+                        let keys: Vec<Vec<&Value>> = keys.iter().map(|key| key.iter().collect()).collect();
+                        serde_json::json!({"keys": keys, "id": id})
+                    });
+                    serde_json::json!({"index": name, "at": at, "last": last})
+                }
+            },
+            Cursor::Scan(segments) => {
+                let segment = |segment: &Segment| match segment {
+                    Segment::Behind(after) => text(after),
+                    Segment::Ended => Value::Bool(true),
+                };
+                serde_json::json!({"scan": segments.iter().map(segment).collect::<Vec<_>>()})
+            }
+        };
+        value.to_string().into_bytes()
+    }
+
+    fn decode(cursor: &[u8]) -> Result<Cursor> {
+        // What it is ordered by stands three deeper than in the entity.
+        let cursor = larder_model::json::parse_wrapping(cursor, 4).map_err(|_| foreign_cursor())?;
+        Cursor::of(&cursor).ok_or_else(foreign_cursor)
+    }
+
+    fn of(cursor: &Map<String, Value>) -> Option<Cursor> {
+        let text = |value: &Value| match value {
+            Value::Null => Some(None),
+            Value::String(text) => Some(Some(text.clone())),
+            _ => None,
+        };
+        if let Some(after) = cursor.get("own") {
+            return text(after).map(Cursor::Own);
+        }
+        if let Some(after) = cursor.get("ids") {
+            return text(after).map(Cursor::Ids);
+        }
+        if let Some(segments) = cursor.get("scan") {
+            let segment = |segment: &Value| match segment {
+                Value::Bool(true) => Some(Segment::Ended),
+                after => text(after).map(Segment::Behind),
+            };
+            let segments: Vec<Segment> = segments.as_array()?.iter().map(segment).collect::<Option<_>>()?;
+            return (!segments.is_empty()).then_some(Cursor::Scan(segments));
+        }
+        let name = cursor.get("index")?.as_str()?.to_owned();
+        if let Some(key) = cursor.get("key") {
+            let key = key.as_object()?.iter();
+            let key: Item = key
+                .map(|(name, value)| Some((name.clone(), Attribute::Text(value.as_str()?.to_owned()))))
+                .collect::<Option<_>>()?;
+            return Some(Cursor::Index(name, (!key.is_empty()).then_some(key)));
+        }
+        let Some(at) = text(cursor.get("at")?)? else { return Some(Cursor::Ordered(name, None)) };
+        let last = match cursor.get("last")? {
+            Value::Null => None,
+            last => {
+                let key = |key: &Value| Some(key.as_array()?.first().cloned());
+                let keys = last.get("keys")?.as_array()?.iter().map(key).collect::<Option<_>>()?;
+                Some((keys, last.get("id")?.as_str()?.to_owned()))
+            }
+        };
+        Some(Cursor::Ordered(name, Some(Position { at, last })))
+    }
 }

@@ -23,7 +23,7 @@ pub(crate) const EXACT: &str = "larder_exact";
 const FORMAT: u64 = 1;
 
 /// What a sentinel begins with. It sorts before nearly every text.
-pub(crate) const SENTINEL: char = '\0';
+const SENTINEL: char = '\0';
 
 /// How deep an attribute may be nested. The service takes 32 levels and does not say whether the item is one of them.
 const LEVELS_MAX: usize = 31;
@@ -250,13 +250,16 @@ fn is_sentinel_of(attribute: &Attribute, value: &Value) -> bool {
 
 /// What crosses to the host.
 fn attribute(typed: Value) -> Attribute {
-    let single = typed.as_object().and_then(|typed| typed.iter().next());
-    match single.map(|(kind, value)| (kind.as_str(), value)) {
-        Some(("S", Value::String(text))) => Attribute::Text(text.clone()),
-        Some(("N", Value::String(text))) => Attribute::Number(text.clone()),
-        Some(("BOOL", Value::Bool(value))) => Attribute::Boolean(*value),
-        Some(("NULL", _)) => Attribute::Null,
-        _ => Attribute::Document(typed.to_string()),
+    let kind = typed.as_object().and_then(|typed| typed.keys().next()).map_or("", String::as_str);
+    if matches!(kind, "L" | "M") {
+        return Attribute::Document(typed.to_string());
+    }
+    let Value::Object(typed) = typed else { return Attribute::Null };
+    match typed.into_iter().next() {
+        Some((kind, Value::String(text))) if kind == "N" => Attribute::Number(text),
+        Some((_, Value::String(text))) => Attribute::Text(text),
+        Some((kind, Value::Bool(value))) if kind == "BOOL" => Attribute::Boolean(value),
+        _ => Attribute::Null,
     }
 }
 

@@ -1,9 +1,12 @@
 //! The `dynamodb` strategy: entities as items of tables that people and other programs can read and change too.
 //!
-//! `table` makes a table's definition of a collection's, `item` an item of an entity and back without losing a digit
-//! (`number`, `size`); `plan` decides how a query is read and what the service is told of its filter, `find` pages through
-//! it; `write` and `transaction` change entities on the condition that nobody else did; `check` looks at the tables, and
-//! `store` holds it together. All of it is plain Rust over a [`Dynamodb`]; this file gives it the contract's form.
+//! `table` says what a collection's table looks like; `item` turns an entity into an item and back without losing a digit,
+//! `number` spells numbers as the service does and `size` counts as it does; `plan` decides by which key or index a query is
+//! read and what of its filter the service is asked, `find` pages through that; `write` stamps changes and sends them on the
+//! condition that nothing changed between, `transaction` gathers them; `store` does what the contract says, and `check` says
+//! how the tables are. All of it is plain Rust over a [`Dynamodb`]; this file gives it the contract's form.
+//!
+//! Requests, their repetition and what tables cost are the host's.
 
 mod check;
 mod config;
@@ -17,7 +20,8 @@ mod table;
 mod transaction;
 mod write;
 
-use std::collections::HashSet;
+#[cfg(test)]
+mod tests;
 
 use larder_guest::{Dynamodb, Strategy};
 use larder_model::{
@@ -51,15 +55,15 @@ impl<D: Dynamodb + Default> Strategy for DynamodbStore<D> {
     }
 
     fn stored_collections(&mut self) -> Result<Vec<String>> {
-        self.dynamodb.list_collections()
+        self.stored_collections()
     }
 
     fn prepare(&mut self, dry_run: bool, extend: bool) -> Result<Vec<String>> {
-        self.prepare_all(dry_run, extend)
+        self.prepare(dry_run, extend)
     }
 
     fn check(&mut self) -> Result<String> {
-        self.findings()
+        self.check()
     }
 
     /// What the service answered is durable.
@@ -68,21 +72,15 @@ impl<D: Dynamodb + Default> Strategy for DynamodbStore<D> {
     }
 
     fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
-        self.get_all(collection, ids)
+        self.get(collection, ids)
     }
 
     fn find(&mut self, collection: &str, query: &Query) -> Result<Page> {
-        let reading = find::Reading { consistent: self.consistent_reads, without: &HashSet::new() };
-        let position = self.position(collection)?;
-        Ok(self.find_in(position, query, &reading)?.page)
+        self.find(collection, query)
     }
 
     fn count(&mut self, collection: &str, filter: Option<&Filter>) -> Result<Option<u64>> {
-        let position = self.position(collection)?;
-        match filter {
-            None => self.count_all(position).map(Some),
-            Some(_) => Ok(None),
-        }
+        self.count(collection, filter)
     }
 
     fn scan(
@@ -93,27 +91,23 @@ impl<D: Dynamodb + Default> Strategy for DynamodbStore<D> {
         cursor: Option<&[u8]>,
         max_bytes: u32,
     ) -> Result<Batch> {
-        self.scan_segment(collection, (segment, segments), cursor, max_bytes)
+        self.scan(collection, segment, segments, cursor, max_bytes)
     }
 
     fn apply(&mut self, writes: Vec<Write>, atomic: bool, now: &str) -> Result<Vec<Result<Outcome>>> {
-        match atomic {
-            true => self.apply_atomic(&writes, now),
-            false => self.apply_each(&writes, now),
-        }
+        self.apply(writes, atomic, now)
     }
 
     fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
-        let position = self.position(collection)?;
-        self.load_all(position, entities, existing)
+        self.load(collection, entities, existing)
     }
 
     fn validate(&mut self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
-        self.violations(collection, &entities)
+        self.validate(collection, entities)
     }
 
     fn begin(&mut self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
-        self.begin_transaction(isolation, read_only)
+        self.begin(isolation, read_only)
     }
 
     fn transaction_get(
@@ -123,11 +117,11 @@ impl<D: Dynamodb + Default> Strategy for DynamodbStore<D> {
         ids: &[String],
         for_update: bool,
     ) -> Result<Vec<Option<Entity>>> {
-        self.get_in_transaction(transaction, collection, ids, for_update)
+        self.transaction_get(transaction, collection, ids, for_update)
     }
 
     fn transaction_find(&mut self, transaction: &mut Transaction, collection: &str, query: &Query) -> Result<Page> {
-        self.find_in_transaction(transaction, collection, query)
+        self.transaction_find(transaction, collection, query)
     }
 
     fn transaction_apply(
@@ -136,15 +130,16 @@ impl<D: Dynamodb + Default> Strategy for DynamodbStore<D> {
         writes: Vec<Write>,
         now: &str,
     ) -> Result<Vec<Outcome>> {
-        self.apply_in_transaction(transaction, &writes, now)
+        self.transaction_apply(transaction, writes, now)
     }
 
     fn commit(&mut self, transaction: Transaction) -> Result<()> {
-        self.commit_transaction(transaction)
+        self.commit(transaction)
     }
 
-    /// Nothing was sent.
-    fn rollback(&mut self, _transaction: Transaction) -> Result<()> {
+    /// Nothing was sent yet.
+    fn rollback(&mut self, transaction: Transaction) -> Result<()> {
+        drop(transaction);
         Ok(())
     }
 }

@@ -1,171 +1,316 @@
-//! The contract over tables of DynamoDB: what is known of them, and how one that is missing is met.
+//! The contract over tables of DynamoDB.
 
-use std::collections::HashSet;
-
-use larder_guest::{Dynamodb, Item};
-use larder_model::{
-    Batch, Collection, Entity, Error, ErrorKind, Opened, Result, Retry, Violation, Write, entity, json::quoted,
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
 };
 
-use crate::{config::Config, item, size, table::Table, write::Target};
+use larder_guest::{Attribute, Dynamodb, Item, ItemScan, TableStatus};
+use larder_model::{
+    Batch, Collection, Entity, Error, ErrorKind, Opened, Page, Query, Result, Retry, Violation, entity, filter::Filter,
+    json::quoted,
+};
+
+use crate::{
+    check,
+    config::Config,
+    find::{Find, Found, Usable, foreign_cursor},
+    item, size,
+    table::{Table, TableIndex},
+    transaction::Changes,
+};
+
+/// How often the service is asked for one batch of a scan, or for one count, before the host is answered.
+const REQUESTS_MAX: usize = 16;
+
+/// Items that a request counts.
+const COUNTED: u32 = 1_000_000;
+
+/// Parts of a table that are counted side by side.
+const COUNTED_SEGMENTS: u32 = 4;
+
+/// Items of a batch that are asked for, by the bytes that are wanted: few are smaller than this.
+const ITEM_BYTES_MIN: u32 = 100;
 
 /// A store whose collections are tables.
-pub struct DynamodbStore<D> {
+pub struct DynamodbStore<D: Dynamodb> {
     pub(crate) dynamodb: D,
+    config: Config,
     pub(crate) tables: Vec<Table>,
-    /// Positions of tables that were there when they were last asked.
-    seen: HashSet<usize>,
-    pub(crate) consistent_reads: bool,
-}
-
-/// The error about a collection that was not given to `open`.
-pub(crate) fn unknown(collection: &str) -> Error {
-    Error::invalid(format!("{} is no configured collection", quoted(collection)))
+    /// Collections whose table was there. One that is gone then is never made again by a write.
+    seen: RefCell<HashSet<String>>,
+    /// The indexes that were found to be usable, by collection.
+    usable: RefCell<HashMap<String, Vec<String>>>,
 }
 
 impl<D: Dynamodb> DynamodbStore<D> {
-    /// Opens a store, which asks the service nothing.
+    /// Opens a store over an account's tables, which it does not touch yet.
     pub fn open_in(dynamodb: D, config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
-        let Config { consistent_reads } = Config::parse(config)?;
+        let config = Config::parse(config)?;
         let tables = collections.into_iter().map(Table::new).collect::<Result<Vec<_>>>()?;
         let warnings = tables.iter().flat_map(|table| table.warnings.clone()).collect();
         let opened = Opened { has_rules: true, warnings, ..Opened::default() };
-        Ok((DynamodbStore { dynamodb, tables, seen: HashSet::new(), consistent_reads }, opened))
+        Ok((DynamodbStore { dynamodb, config, tables, seen: RefCell::default(), usable: RefCell::default() }, opened))
     }
 
-    pub(crate) fn position(&self, collection: &str) -> Result<usize> {
-        let position = self.tables.iter().position(|table| table.collection.name == collection);
-        position.ok_or_else(|| unknown(collection))
+    pub(crate) fn table(&self, collection: &str) -> Result<&Table> {
+        self.tables
+            .iter()
+            .find(|table| table.collection.name == collection)
+            .ok_or_else(|| Error::invalid(format!("{} is no configured collection", quoted(collection))))
     }
 
-    /// What a write is about.
-    pub(crate) fn target(&self, write: &Write) -> Result<Target> {
-        let (collection, id) = write.target();
-        let position = self.position(collection)?;
-        entity::check_id(id)?;
-        Ok((position, id.to_owned()))
+    pub(crate) fn has_seen(&self, collection: &str) -> bool {
+        self.seen.borrow().contains(collection)
     }
 
-    /// A table that is not there cannot be told from one in another region or under another prefix, so it is never
-    /// answered as if it were empty.
-    pub(crate) fn missing(&self, error: Error) -> Error {
-        match error.kind {
-            ErrorKind::NotFound => Error {
-                retry: Retry::Never,
-                ..Error::new(
-                    ErrorKind::Unavailable,
-                    format!(
-                        "{}: `larder stores prepare` makes it, unless the region, the prefix or the account is not the \
-                         one that was meant",
-                        error.message
-                    ),
-                )
-            },
-            _ => error,
+    pub(crate) fn note_seen(&self, collection: &str) {
+        if !self.has_seen(collection) {
+            self.seen.borrow_mut().insert(collection.to_owned());
         }
     }
 
-    /// Notes that the table answered.
-    pub(crate) fn note(&mut self, position: usize) {
-        self.seen.insert(position);
-    }
-
-    /// The items of these ids. Where something is to be written, a table that was never seen is made.
-    pub(crate) fn items(
-        &mut self,
-        position: usize,
-        ids: &[&str],
-        consistent: bool,
-        to_write: bool,
-    ) -> Result<Vec<Option<Item>>> {
-        let table = &self.tables[position];
-        let keys = ids.iter().map(|id| table.key(id)).collect();
-        match self.dynamodb.get_items(&table.collection.name, keys, consistent) {
-            Ok(items) => {
-                self.note(position);
-                Ok(items)
+    /// What the service answered about one table, which was there if it did.
+    pub(crate) fn reading<T>(&self, collection: &str, result: Result<T>) -> Result<T> {
+        match result {
+            Ok(value) => {
+                self.note_seen(collection);
+                Ok(value)
             }
-            Err(error) if error.kind == ErrorKind::NotFound && to_write && !self.seen.contains(&position) => {
-                self.dynamodb.prepare_table(&self.tables[position].spec(), false, false)?;
-                self.note(position);
-                Ok(ids.iter().map(|_| None).collect())
-            }
-            Err(error) => Err(self.missing(error)),
+            Err(error) => Err(self.explain(collection, error)),
         }
     }
 
-    pub(crate) fn entity(&self, position: usize, item: &Item) -> Result<Entity> {
-        Ok(item::entity(&self.tables[position], item)?.0)
+    /// A table that is not there is no empty collection: the address may be wrong.
+    pub(crate) fn explain(&self, collection: &str, error: Error) -> Error {
+        if error.kind != ErrorKind::NotFound {
+            return error;
+        }
+        let what = match self.has_seen(collection) {
+            true => format!("the table of {} was there and is gone", quoted(collection)),
+            false => format!("there is no table of {}", quoted(collection)),
+        };
+        Error {
+            retry: Retry::Never,
+            ..Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "{what} ({}): `larder stores prepare` makes it, unless the region or the prefix is another one",
+                    error.message
+                ),
+            )
+        }
+    }
+
+    /// Names of the collections that have a table.
+    pub(crate) fn stored_collections(&mut self) -> Result<Vec<String>> {
+        self.dynamodb.list_collections()
     }
 
     /// Makes what is missing.
-    pub(crate) fn prepare_all(&mut self, dry_run: bool, extend: bool) -> Result<Vec<String>> {
+    pub(crate) fn prepare(&mut self, dry_run: bool, extend: bool) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         for table in &self.tables {
             lines.extend(self.dynamodb.prepare_table(&table.spec(), dry_run, extend)?);
+            if !dry_run {
+                self.note_seen(&table.collection.name);
+            }
         }
+        self.usable.borrow_mut().clear();
         Ok(lines)
     }
 
+    /// What there is to say about the tables.
+    pub(crate) fn check(&mut self) -> Result<String> {
+        check::check(&self.dynamodb, &self.tables)
+    }
+
     /// Entities by id.
-    pub(crate) fn get_all(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
-        let position = self.position(collection)?;
-        let consistent = self.consistent_reads;
-        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        // What no entity can be called, the service would not look for.
-        let possible: Vec<&str> = ids.iter().copied().filter(|id| entity::check_id(id).is_ok()).collect();
-        let mut found = self.items(position, &possible, consistent, false)?.into_iter();
-        ids.iter()
-            .map(|id| {
-                let item = if entity::check_id(id).is_ok() { found.next().flatten() } else { None };
-                item.map(|item| self.entity(position, &item)).transpose()
-            })
-            .collect()
+    pub(crate) fn get(&mut self, collection: &str, ids: &[String]) -> Result<Vec<Option<Entity>>> {
+        let table = self.table(collection)?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        for id in ids {
+            entity::check_id(id)?;
+        }
+        let keys = ids.iter().map(|id| table.key(id)).collect();
+        let items =
+            self.reading(collection, self.dynamodb.get_items(collection, keys, self.config.consistent_reads))?;
+        let entity = |item: Option<Item>| item.map(|item| Ok(item::entity(table, &item)?.0)).transpose();
+        items.into_iter().map(entity).collect()
     }
 
-    /// Which entities would be too large.
-    pub(crate) fn violations(&self, collection: &str, entities: &[Entity]) -> Result<Vec<Violation>> {
-        let table = &self.tables[self.position(collection)?];
-        let is_large = |entity: &Entity| {
-            let members = entity::parse(&table.collection, None, &entity.body).ok();
-            members.is_some_and(|members| item::encode(table, &members).bytes > size::ITEM_BYTES_MAX)
+    /// A page of a query.
+    pub(crate) fn find(&mut self, collection: &str, query: &Query) -> Result<Page> {
+        Ok(self.find_with(collection, query, self.config.consistent_reads, None)?.0)
+    }
+
+    /// A page of a query over what is stored with these changes, and what it was read from.
+    pub(crate) fn find_with(
+        &self,
+        collection: &str,
+        query: &Query,
+        consistent: bool,
+        changes: Option<&Changes>,
+    ) -> Result<(Page, Vec<Found>)> {
+        let table = self.table(collection)?;
+        let find = || {
+            let find = Find {
+                dynamodb: &self.dynamodb,
+                table,
+                query,
+                consistent,
+                may_choose_index: !self.config.consistent_reads,
+                changes,
+                found: Vec::new(),
+                bytes: 0,
+                read_units: 0.0,
+            };
+            find.run(|| self.usable_indexes(table))
         };
-        Ok((0..)
-            .zip(entities)
-            .filter(|(_, entity)| is_large(entity))
-            .map(|(position, _)| Violation { entity: position, rule: size::rule(table) })
-            .collect())
+        let page = match find() {
+            // An index may have been removed: looked at afresh, that shows.
+            Err(error)
+                if error.kind == ErrorKind::InvalidArgument
+                    && self.usable.borrow_mut().remove(collection).is_some() =>
+            {
+                find()
+            }
+            page => page,
+        };
+        self.reading(collection, page)
     }
 
-    /// A page of everything.
-    pub(crate) fn scan_segment(
+    /// The indexes that queries can be read from.
+    fn usable_indexes(&self, table: &Table) -> Result<Usable> {
+        let name = &table.collection.name;
+        if let Some(names) = self.usable.borrow().get(name) {
+            return Ok(Usable::These(names.clone()));
+        }
+        let status = match self.dynamodb.describe_table(name) {
+            Ok(status) => status,
+            Err(error) if error.kind == ErrorKind::Denied => return Ok(Usable::Unknown(error)),
+            Err(error) => return Err(error),
+        };
+        let Some(status) = status else {
+            return Err(Error::new(ErrorKind::NotFound, "no such table"));
+        };
+        let usable = table.indexes.iter().filter(|index| is_usable(index, &status));
+        let names: Vec<String> = usable.map(|index| index.name.clone()).collect();
+        // One that is missing today may be there tomorrow.
+        if names.len() == table.indexes.len() {
+            self.usable.borrow_mut().insert(name.clone(), names.clone());
+        }
+        Ok(Usable::These(names))
+    }
+
+    /// How many entities there are.
+    pub(crate) fn count(&mut self, collection: &str, filter: Option<&Filter>) -> Result<Option<u64>> {
+        self.table(collection)?;
+        if filter.is_some() {
+            return Ok(None);
+        }
+        let mut open: Vec<(u32, Option<Item>)> = (0..COUNTED_SEGMENTS).map(|number| (number, None)).collect();
+        let mut total = 0;
+        while !open.is_empty() {
+            let scan = ItemScan {
+                collection: collection.to_owned(),
+                segments: COUNTED_SEGMENTS,
+                filter: None,
+                limit: COUNTED,
+                consistent: self.config.consistent_reads,
+                count_only: true,
+            };
+            let numbers: Vec<u32> = open.iter().map(|(number, _)| *number).collect();
+            let pages = self.reading(collection, self.dynamodb.scan(scan, open))?;
+            open = Vec::new();
+            for (number, page) in numbers.into_iter().zip(pages) {
+                total += u64::from(page.count);
+                if page.last_key.is_some() {
+                    open.push((number, page.last_key));
+                }
+            }
+        }
+        Ok(Some(total))
+    }
+
+    /// A part of everything.
+    pub(crate) fn scan(
         &mut self,
         collection: &str,
-        (segment, segments): (u32, u32),
+        segment: u32,
+        segments: u32,
         cursor: Option<&[u8]>,
         max_bytes: u32,
     ) -> Result<Batch> {
-        if segments == 0 || segment >= segments {
+        if segment >= segments {
             return Err(Error::invalid(format!("there is no segment {segment} of {segments}")));
         }
-        let position = self.position(collection)?;
-        let mut start = cursor.map(|cursor| crate::find::id_from(&self.tables[position], cursor)).transpose()?;
-        let (mut entities, mut bytes) = (Vec::new(), 0);
-        loop {
-            let mut page = self.segment_page(position, (segment, segments), start.take())?;
-            for item in std::mem::take(&mut page.items) {
-                let entity = self.entity(position, &item)?;
-                bytes += entity.body.len();
-                let id = entity.id.clone();
-                entities.push(entity);
-                if bytes >= max_bytes as usize {
-                    return Ok(Batch { entities, next: Some(id.into_bytes()) });
+        let table = self.table(collection)?;
+        let after = cursor.map(|cursor| std::str::from_utf8(cursor).map_err(|_| foreign_cursor())).transpose()?;
+        let mut after = after.map(str::to_owned);
+        let mut batch = Batch::default();
+        let mut bytes: u32 = 0;
+        for _ in 0..REQUESTS_MAX {
+            // As many as there is room for, by the size of those before.
+            let average = bytes.checked_div(batch.entities.len() as u32).unwrap_or(0).max(ITEM_BYTES_MIN);
+            let scan = ItemScan {
+                collection: collection.to_owned(),
+                segments,
+                filter: None,
+                limit: (max_bytes.saturating_sub(bytes) / average).max(1),
+                consistent: self.config.consistent_reads,
+                count_only: false,
+            };
+            let start = after.as_ref().map(|id| table.key(id));
+            let mut pages = self.reading(collection, self.dynamodb.scan(scan, vec![(segment, start)]))?;
+            let page = pages.pop().unwrap_or_default();
+            for item in page.items {
+                if !batch.entities.is_empty() && bytes >= max_bytes {
+                    batch.next = after.map(String::into_bytes);
+                    return Ok(batch);
                 }
+                let (entity, _) = item::entity(table, &item)?;
+                after = Some(entity.id.clone());
+                bytes = bytes.saturating_add(entity.body.len() as u32);
+                batch.entities.push(entity);
             }
-            match page.last_key {
-                Some(key) => start = Some(key),
-                None => return Ok(Batch { entities, next: None }),
+            let Some(last_key) = page.last_key else { return Ok(batch) };
+            after = last_key.into_iter().find_map(|(name, attribute)| match attribute {
+                Attribute::Text(id) if name == table.collection.key => Some(id),
+                _ => None,
+            });
+            if !batch.entities.is_empty() && bytes >= max_bytes {
+                break;
             }
         }
+        batch.next = after.map(String::into_bytes);
+        Ok(batch)
     }
+
+    /// Which entities are too large to be items.
+    pub(crate) fn validate(&mut self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
+        let table = self.table(collection)?;
+        let mut violations = Vec::new();
+        for (i, entity) in (0..).zip(entities) {
+            // What is no entity at all the host says itself.
+            let Ok(members) = entity::parse(&table.collection, Some(&entity.id), &entity.body) else { continue };
+            if item::encode(table, &members).bytes > size::ITEM_BYTES_MAX {
+                violations.push(Violation { entity: i, rule: size::rule(table) });
+            }
+        }
+        Ok(violations)
+    }
+}
+
+/// Whether an index that is there answers as the declared one would.
+pub(crate) fn is_usable(index: &TableIndex, status: &TableStatus) -> bool {
+    status.indexes.iter().any(|found| {
+        found.name == index.name
+            && found.status == "ACTIVE"
+            && found.holds_whole_items
+            && found.key.hash == index.hash
+            && found.key.range == index.range
+    })
 }

@@ -1,292 +1,254 @@
-//! Transactions: what is read is remembered, what is written waits, and at the end all of it is one transaction of the
-//! service's, on the condition that what was read is still so.
+//! Transactions: changes are gathered here and sent as one transaction of the service's, with a check for each entity that
+//! was read and not written. Nothing is held in between, so a dropped transaction leaves nothing.
 //!
-//! | level | what must not have changed until the end |
-//! | --- | --- |
-//! | read committed | what is written, and what was read for update |
-//! | repeatable read | everything that was read or found |
-//!
-//! Nothing keeps others from adding an entity that a query would have found, so there is no serializable.
+//! Whoever commits after somebody else changed what was read is refused. What the service cannot be asked to check is that
+//! no entity appeared which a query would have found, so nothing is served as serializable.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
-use larder_guest::{Dynamodb, ItemAction, Written};
-use larder_model::{
-    Entity, Error, ErrorKind, Isolation, Outcome, Page, Query, Result, Retry, Write, entity, json::quoted,
-};
+use larder_guest::{Dynamodb, Item, ItemAction, Written};
+use larder_model::{Entity, Error, ErrorKind, Isolation, Outcome, Page, Query, Result, Write, entity, json};
 use serde_json::{Map, Value};
 
 use crate::{
-    find::{Reading, foreign_cursor},
+    item, size,
     store::DynamodbStore,
-    write::{ACTIONS_MAX, State, Target, action, decide, token, too_many, unchanged},
+    write::{self, Mark, Stored},
 };
 
-/// What a cursor of entities that the transaction itself wrote begins with. Others are JSON.
-const OWN: u8 = b'o';
+/// What a transaction makes of the entities of a collection, by id.
+pub(crate) type Changes = BTreeMap<String, Change>;
+
+pub(crate) struct Change {
+    /// What was stored when it was first changed.
+    before: Option<Mark>,
+    /// None where it is removed.
+    pub(crate) after: Option<Map<String, Value>>,
+}
+
+/// What was read of an entity and has to be the same at the end.
+struct Reading {
+    item: Option<Item>,
+}
 
 /// An open transaction.
-#[derive(Debug)]
 pub struct Transaction {
     isolation: Isolation,
     is_read_only: bool,
-    /// After an error it can only be rolled back.
     has_failed: bool,
-    /// What was read of each, and whether it must stay so.
-    read: BTreeMap<Target, (Option<State>, bool)>,
-    /// What each becomes; none where it is removed.
-    written: BTreeMap<Target, Option<Map<String, Value>>>,
+    changes: HashMap<String, Changes>,
+    readings: BTreeMap<(String, String), Reading>,
 }
 
 impl Transaction {
-    fn usable(&self) -> Result<()> {
+    fn check_usable(&self) -> Result<()> {
         match self.has_failed {
-            true => Err(Error::invalid("the transaction failed, and can only be rolled back")),
             false => Ok(()),
+            true => Err(Error::invalid("after an error the transaction can only be rolled back")),
         }
     }
 
-    /// How many actions its commit would have.
-    fn actions(&self) -> usize {
-        let checked = self.read.iter().filter(|(target, (_, check))| *check && !self.written.contains_key(*target));
-        self.written.len() + checked.count()
+    fn change(&self, collection: &str, id: &str) -> Option<&Change> {
+        self.changes.get(collection)?.get(id)
     }
 
-    fn bounded(&self) -> Result<()> {
-        match self.actions() {
-            0..=ACTIONS_MAX => Ok(()),
-            actions => Err(too_many(actions)),
-        }
+    fn reading(&self, collection: &str, id: &str) -> Option<&Reading> {
+        // No allocation is worth avoiding beside a request over the network.
+        self.readings.get(&(collection.to_owned(), id.to_owned()))
     }
 
-    fn noticing<T>(&mut self, result: Result<T>) -> Result<T> {
-        self.has_failed |= result.is_err();
-        result
+    fn keep(&mut self, collection: &str, id: &str, item: Option<Item>) {
+        self.readings.insert((collection.to_owned(), id.to_owned()), Reading { item });
     }
 }
 
 impl<D: Dynamodb> DynamodbStore<D> {
-    pub(crate) fn begin_transaction(
-        &mut self,
-        isolation: Option<Isolation>,
-        is_read_only: bool,
-    ) -> Result<Transaction> {
+    pub(crate) fn begin(&mut self, isolation: Option<Isolation>, is_read_only: bool) -> Result<Transaction> {
         let isolation = isolation.unwrap_or(Isolation::RepeatableRead);
         if isolation == Isolation::Serializable {
-            return Err(Error::new(ErrorKind::Unsupported, "DynamoDB has no serializable transactions of queries"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "a transaction over DynamoDB is repeatable-read at most, because nothing can check that no entity appeared",
+            ));
         }
-        Ok(Transaction { isolation, is_read_only, has_failed: false, read: BTreeMap::new(), written: BTreeMap::new() })
+        Ok(Transaction {
+            isolation,
+            is_read_only,
+            has_failed: false,
+            changes: HashMap::new(),
+            readings: BTreeMap::new(),
+        })
     }
 
-    /// Remembers what is stored of these.
-    fn remember(
-        &mut self,
-        transaction: &mut Transaction,
-        targets: &[Target],
-        check: bool,
-        to_write: bool,
-    ) -> Result<()> {
-        let unknown: Vec<Target> = {
-            let mut seen = HashSet::new();
-            let is_new = |target: &&Target| !transaction.read.contains_key(*target) && seen.insert((*target).clone());
-            targets.iter().filter(is_new).cloned().collect()
-        };
-        let mut states = self.states(&unknown, to_write)?;
-        for target in unknown {
-            let state = states.remove(&target);
-            transaction.read.insert(target, (state, false));
-        }
-        for target in targets {
-            if let Some((_, checked)) = transaction.read.get_mut(target) {
-                *checked |= check;
-            }
-        }
-        transaction.bounded()
-    }
-
-    pub(crate) fn get_in_transaction(
+    /// Entities by id, in a transaction.
+    pub(crate) fn transaction_get(
         &mut self,
         transaction: &mut Transaction,
         collection: &str,
         ids: &[String],
         for_update: bool,
     ) -> Result<Vec<Option<Entity>>> {
-        transaction.usable()?;
-        let position = self.position(collection)?;
-        let possible = ids.iter().filter(|id| entity::check_id(id).is_ok());
-        let targets: Vec<Target> = possible.map(|id| (position, id.clone())).collect();
-        let check = for_update || transaction.isolation >= Isolation::RepeatableRead;
-        let remembered = self.remember(transaction, &targets, check, false);
-        transaction.noticing(remembered)?;
-        let definition = &self.tables[position].collection;
-        ids.iter()
-            .map(|id| {
-                let target = (position, id.clone());
-                let members = match transaction.written.get(&target) {
-                    Some(written) => written.as_ref(),
-                    None => transaction.read.get(&target).and_then(|(state, _)| Some(&state.as_ref()?.members)),
-                };
-                members.map(|members| encode(definition, id, members)).transpose()
-            })
-            .collect()
+        transaction.check_usable()?;
+        let is_kept = transaction.isolation == Isolation::RepeatableRead || for_update && !transaction.is_read_only;
+        let table = self.table(collection)?;
+        let mut missing: Vec<&str> = ids
+            .iter()
+            .map(String::as_str)
+            .filter(|id| transaction.change(collection, id).is_none() && transaction.reading(collection, id).is_none())
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        let mut fresh: HashMap<&str, Option<Item>> = HashMap::new();
+        if !missing.is_empty() {
+            let keys = missing.iter().map(|id| table.key(id)).collect();
+            let items = self.reading(collection, self.dynamodb.get_items(collection, keys, true))?;
+            for (id, item) in missing.into_iter().zip(items) {
+                match is_kept {
+                    true => transaction.keep(collection, id, item),
+                    false => drop(fresh.insert(id, item)),
+                }
+            }
+        }
+        let read = |id: &String| {
+            if let Some(change) = transaction.change(collection, id) {
+                let Some(members) = &change.after else { return Ok(None) };
+                let version = entity::version_of(&table.collection, members);
+                return Ok(Some(Entity { id: id.clone(), version, body: json::to_vec(members) }));
+            }
+            let kept = transaction.reading(collection, id).map(|reading| &reading.item);
+            let item = kept.or_else(|| fresh.get(id.as_str())).and_then(Option::as_ref);
+            item.map(|item| Ok(item::entity(table, item)?.0)).transpose()
+        };
+        ids.iter().map(read).collect()
     }
 
-    pub(crate) fn find_in_transaction(
+    /// A page of a query, in a transaction.
+    pub(crate) fn transaction_find(
         &mut self,
         transaction: &mut Transaction,
         collection: &str,
         query: &Query,
     ) -> Result<Page> {
-        transaction.usable()?;
-        let position = self.position(collection)?;
-        let found = self.find_beside_own(transaction, position, query);
-        transaction.noticing(found)
-    }
-
-    /// What is stored of what was not written here, then what was.
-    fn find_beside_own(&mut self, transaction: &mut Transaction, position: usize, query: &Query) -> Result<Page> {
-        let own: HashSet<String> =
-            transaction.written.keys().filter(|(table, _)| *table == position).map(|(_, id)| id.clone()).collect();
-        if let Some((&OWN, after)) = query.cursor.as_deref().and_then(<[u8]>::split_first) {
-            let after = std::str::from_utf8(after).map_err(|_| foreign_cursor())?;
-            return self.own_page(transaction, position, query, after);
-        }
-        let reading = Reading { consistent: true, without: &own };
-        let found = self.find_in(position, query, &reading)?;
-        let mut page = found.page;
-        for (entity, item) in page.entities.iter().zip(found.items) {
-            let target = (position, entity.id.clone());
-            let state = State::new(&self.tables[position], item)?;
-            if let Some((known, _)) = transaction.read.get(&target) {
-                if known.as_ref().is_none_or(|known| known.members != state.members) {
-                    return Err(lost_race(&format!(
-                        "{} {}",
-                        self.tables[position].collection.name,
-                        quoted(&entity.id)
-                    )));
+        transaction.check_usable()?;
+        let (page, found) = self.find_with(collection, query, true, transaction.changes.get(collection))?;
+        let table = self.table(collection)?;
+        for found in found {
+            let Some(item) = found.item else { continue };
+            let id = &found.entity.id;
+            match transaction.reading(collection, id) {
+                // It would not be the same at the end either.
+                Some(reading)
+                    if reading.item.as_ref().map(|item| Mark::of(&table.collection, item))
+                        != Some(Mark::of(&table.collection, &item)) =>
+                {
+                    transaction.has_failed = true;
+                    return Err(write::conflict(collection, id));
                 }
-            } else if transaction.isolation >= Isolation::RepeatableRead {
-                transaction.read.insert(target, (Some(state), true));
-            }
-        }
-        transaction.bounded()?;
-        if !own.is_empty() {
-            // Sorting is for whoever has all of them.
-            page.sorted &= query.order_by.is_empty();
-            if page.next.is_none() {
-                page.next = Some(vec![OWN]);
+                Some(_) => {}
+                None if transaction.isolation == Isolation::RepeatableRead => {
+                    transaction.keep(collection, id, Some(item));
+                }
+                None => {}
             }
         }
         Ok(page)
     }
 
-    fn own_page(&self, transaction: &Transaction, position: usize, query: &Query, after: &str) -> Result<Page> {
-        let definition = &self.tables[position].collection;
-        let mut page = Page {
-            entities: Vec::new(),
-            next: None,
-            unapplied: Vec::new(),
-            sorted: query.order_by.is_empty(),
-            index_used: query.index.clone(),
-            notes: Vec::new(),
-            cost: None,
-        };
-        let mut bytes = 0;
-        for ((_, id), members) in transaction.written.range((position, after.to_owned())..) {
-            let Some(members) = members.as_ref().filter(|_| id.as_str() > after) else { continue };
-            if query.filter.as_ref().is_some_and(|filter| !filter.matches(members)) {
-                continue;
-            }
-            let entity = encode(definition, id, members)?;
-            let is_full = page.entities.len() >= query.limit.max(1) as usize || bytes >= query.max_bytes as usize;
-            if let Some(last) = page.entities.last().filter(|_| is_full) {
-                page.next = Some([&[OWN], Entity::clone(last).id.as_bytes()].concat());
-                break;
-            }
-            bytes += entity.body.len();
-            page.entities.push(entity);
-        }
-        Ok(page)
-    }
-
-    pub(crate) fn apply_in_transaction(
+    /// Writes, in a transaction.
+    pub(crate) fn transaction_apply(
         &mut self,
         transaction: &mut Transaction,
-        writes: &[Write],
+        writes: Vec<Write>,
         now: &str,
     ) -> Result<Vec<Outcome>> {
-        transaction.usable()?;
+        transaction.check_usable()?;
         if transaction.is_read_only {
             return Err(Error::invalid("the transaction is read-only"));
         }
-        let applied = self.decide_all(transaction, writes, now);
-        transaction.noticing(applied)
+        let result = entity::check_distinct(&writes).and_then(|()| self.gather(transaction, &writes, now));
+        transaction.has_failed = result.is_err();
+        result
     }
 
-    fn decide_all(&mut self, transaction: &mut Transaction, writes: &[Write], now: &str) -> Result<Vec<Outcome>> {
-        entity::check_distinct(writes)?;
-        let mut targets = Vec::with_capacity(writes.len());
+    fn gather(&self, transaction: &mut Transaction, writes: &[Write], now: &str) -> Result<Vec<Outcome>> {
+        let mut wanted: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (i, write) in writes.iter().enumerate() {
-            targets.push(self.target(write).map_err(|error| error.at_write(i))?);
+            let (collection, id) = write.target();
+            self.table(collection).map_err(|error| error.at_write(i))?;
+            entity::check_id(id).map_err(|error| error.at_write(i))?;
+            if transaction.change(collection, id).is_none() && transaction.reading(collection, id).is_none() {
+                wanted.entry(collection).or_default().push(id);
+            }
         }
-        let (known, new) = (transaction.written.len(), targets.len());
-        if known + new > ACTIONS_MAX && new > ACTIONS_MAX {
-            return Err(too_many(known + new));
+        let mut fresh: HashMap<(&str, &str), Option<Item>> = HashMap::new();
+        for (collection, ids) in wanted {
+            let items = self.items_to_change(collection, &ids)?;
+            fresh.extend(ids.into_iter().map(|id| (collection, id)).zip(items));
         }
-        self.remember(transaction, &targets, false, true)?;
         let mut outcomes = Vec::with_capacity(writes.len());
-        for (i, (write, target)) in writes.iter().zip(targets).enumerate() {
-            let table = &self.tables[target.0];
-            let stored = transaction.read.get(&target).and_then(|(state, _)| state.as_ref());
-            let members = match transaction.written.get(&target) {
-                Some(written) => written.as_ref(),
-                None => stored.map(|state| &state.members),
+        for (i, write) in writes.iter().enumerate() {
+            let (collection, id) = write.target();
+            let table = self.table(collection)?;
+            let staged = match transaction.change(collection, id) {
+                Some(change) => write::stage(table, write, change.after.as_ref(), now)
+                    .map(|(outcome, after)| (outcome, Change { before: change.before.clone(), after })),
+                None => {
+                    let kept = transaction.reading(collection, id).map(|reading| &reading.item);
+                    let item = kept.or_else(|| fresh.get(&(collection, id))).and_then(Option::as_ref);
+                    item.map(|item| Stored::of(table, item)).transpose().and_then(|stored| {
+                        let members = stored.as_ref().map(|stored| &stored.members);
+                        let (outcome, after) = write::stage(table, write, members, now)?;
+                        Ok((outcome, Change { before: stored.map(|stored| stored.mark), after }))
+                    })
+                }
             };
-            let (after, outcome) = decide(table, write, members, now).map_err(|error| error.at_write(i))?;
-            // What cannot be sent is better known now.
-            action(table, &target.1, stored, after.as_ref()).map_err(|error| error.at_write(i))?;
-            transaction.written.insert(target, after);
+            let (outcome, change) = staged.map_err(|error| error.at_write(i))?;
+            if let Some(after) = &change.after {
+                size::check(table, id, &item::encode(table, after)).map_err(|error| error.at_write(i))?;
+            }
             outcomes.push(outcome);
+            transaction.changes.entry(collection.to_owned()).or_default().insert(id.to_owned(), change);
         }
-        transaction.bounded()?;
         Ok(outcomes)
     }
 
-    pub(crate) fn commit_transaction(&mut self, transaction: Transaction) -> Result<()> {
-        transaction.usable()?;
-        transaction.bounded()?;
-        let (mut actions, mut names) = (Vec::new(), Vec::new());
-        for (target, (state, check)) in &transaction.read {
-            let table = &self.tables[target.0];
-            let action = match transaction.written.get(target) {
-                Some(after) => action(table, &target.1, state.as_ref(), after.as_ref())?,
-                None if *check => ItemAction::Check {
-                    collection: table.collection.name.clone(),
-                    key: table.key(&target.1),
-                    condition: unchanged(table, state.as_ref()),
-                },
-                None => continue,
-            };
-            actions.push(action);
-            names.push(format!("{} {}", table.collection.name, quoted(&target.1)));
+    /// Makes a transaction's changes durable, all or none.
+    pub(crate) fn commit(&mut self, transaction: Transaction) -> Result<()> {
+        transaction.check_usable()?;
+        let mut targets: Vec<(String, String)> = Vec::new();
+        let mut actions: Vec<ItemAction> = Vec::new();
+        let mut bytes = 0;
+        for (collection, changes) in &transaction.changes {
+            let table = self.table(collection)?;
+            for (id, change) in changes {
+                let (action, item_bytes) = write::action(table, id, change.before.as_ref(), change.after.as_ref())?;
+                targets.push((collection.clone(), id.clone()));
+                actions.push(action);
+                bytes += item_bytes;
+            }
+        }
+        for ((collection, id), reading) in &transaction.readings {
+            if transaction.change(collection, id).is_some() {
+                continue;
+            }
+            let table = self.table(collection)?;
+            let mark = reading.item.as_ref().map(|item| Mark::of(&table.collection, item));
+            let condition = write::unchanged(table, mark.as_ref());
+            targets.push((collection.clone(), id.clone()));
+            actions.push(ItemAction::Check { collection: collection.clone(), key: table.key(id), condition });
         }
         if actions.is_empty() {
             return Ok(());
         }
-        let answers = self.dynamodb.transact(actions, &token()).map_err(|error| self.missing(error))?;
-        match answers.iter().position(|written| matches!(written, Written::Refused(_))) {
-            Some(position) => Err(lost_race(&names[position])),
+        write::check_transaction(actions.len(), bytes)?;
+        let answers = match self.dynamodb.transact(actions, &write::token()) {
+            Ok(answers) => answers,
+            Err(error) => return Err(self.explain(&targets[0].0, error)),
+        };
+        let refused = answers.iter().position(|answer| matches!(answer, Written::Refused(_)));
+        match refused.and_then(|refused| targets.get(refused)) {
             None => Ok(()),
+            Some((collection, id)) => Err(write::conflict(collection, id)),
         }
     }
-}
-
-fn encode(definition: &larder_model::Collection, id: &str, members: &Map<String, Value>) -> Result<Entity> {
-    let version = entity::version_of(definition, members);
-    Ok(Entity { id: id.to_owned(), version, body: larder_model::json::to_vec(members) })
-}
-
-fn lost_race(name: &str) -> Error {
-    let message = format!("{name}: somebody else wrote it since the transaction read it");
-    Error { retry: Retry::Safe, ..Error::new(ErrorKind::VersionConflict, message) }
 }

@@ -1,318 +1,477 @@
-//! Writes: what is stored is read, checked and stamped, and written on the condition that it is still so.
-//!
-//! Nothing is locked. Where somebody else was faster the condition does not hold, and the write is thought over once more
-//! with what is stored now: then it goes through, or its expectation says why not.
+//! Changes: each is looked up, stamped and sent with the condition that nothing changed between. Whoever lost that race is
+//! answered by what is stored now, or tried again where the expectation still holds.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 
-use larder_guest::{Dynamodb, Expression, Item, ItemAction, Written};
+use larder_guest::{Attribute, Dynamodb, Expression, Item, ItemAction, Written};
 use larder_model::{
-    Entity, Error, ErrorKind, Existing, Loaded, Outcome, Result, Retry, Write, entity, json, json::quoted,
+    Collection, Entity, Error, ErrorKind, Existing, Expectation, Loaded, Outcome, Result, Retry, Write, entity, json,
+    json::quoted,
 };
 use serde_json::{Map, Value};
 
-use crate::{item, size, store::DynamodbStore, table::Table};
+use crate::{
+    item::{self, EXACT},
+    size,
+    store::DynamodbStore,
+    table::Table,
+};
 
-/// The most actions of one transaction of the service's.
-pub(crate) const ACTIONS_MAX: usize = 100;
-
-/// The largest body. What counts is the size of the item that it becomes.
+/// The largest body.
 pub(crate) const ENTITY_BYTES_MAX: usize = 16 << 20;
 
-/// How often a write is thought over that others outrun. Each time at least one of those got through.
+/// The most actions of a transaction of the service's.
+pub(crate) const ACTIONS_MAX: usize = 100;
+
+/// Bytes of all items of such a transaction.
+const TRANSACTION_BYTES_MAX: usize = 4 << 20;
+
+/// How often a write is tried again that met others. Each time at least one of those got through.
 const ATTEMPTS_MAX: usize = 16;
 
-/// The position of a table, and an id in it.
-pub(crate) type Target = (usize, String);
-
-/// A stored entity.
-#[derive(Debug, Clone)]
-pub(crate) struct State {
-    /// As the service gave it, for conditions.
-    item: Item,
+/// What is stored under an id.
+pub(crate) struct Stored {
     pub(crate) members: Map<String, Value>,
+    pub(crate) mark: Mark,
 }
 
-impl State {
-    pub(crate) fn new(table: &Table, item: Item) -> Result<State> {
-        Ok(State { members: item::decode(table, &item)?, item })
+/// By what a stored item is known again: the attributes that every write changes, or that tell it from one that was made
+/// anew under the same id.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Mark(Vec<(String, Option<Attribute>)>);
+
+impl Stored {
+    pub(crate) fn of(table: &Table, item: &Item) -> Result<Stored> {
+        Ok(Stored { members: item::decode(table, item)?, mark: Mark::of(&table.collection, item) })
     }
 }
 
-/// That nothing has changed: the version is still this, and the time of creation, so that it is not another entity of the
-/// same name. None stands for nothing.
-pub(crate) fn unchanged(table: &Table, stored: Option<&State>) -> Expression {
-    let mut condition = Expression::default();
-    let Some(stored) = stored else {
-        condition.text = "attribute_not_exists(#key)".to_owned();
-        condition.names.push(("#key".to_owned(), table.collection.key.clone()));
-        return condition;
+impl Mark {
+    pub(crate) fn of(collection: &Collection, item: &Item) -> Mark {
+        let attribute = |name: &str| item.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone());
+        let stamps = &collection.stamps;
+        let names = std::iter::once(&stamps.version).chain(&stamps.created);
+        let mut marks: Vec<_> =
+            names.filter(|name| item::is_attribute(name)).map(|name| (name.clone(), attribute(name))).collect();
+        // A version that an attribute cannot hold may be in here, and change in here alone.
+        if let Some(exact) = attribute(EXACT) {
+            marks.push((EXACT.to_owned(), Some(exact)));
+        }
+        Mark(marks)
+    }
+}
+
+/// The condition that an item still is as it was when it was read, or still is not there.
+pub(crate) fn unchanged(table: &Table, mark: Option<&Mark>) -> Expression {
+    let mut expression = Expression::default();
+    expression.names.push(("#key".to_owned(), table.collection.key.clone()));
+    let Some(mark) = mark else {
+        expression.text = "attribute_not_exists(#key)".to_owned();
+        return expression;
     };
-    condition.text = "attribute_exists(#key)".to_owned();
-    condition.names.push(("#key".to_owned(), table.collection.key.clone()));
-    let stamps = &table.collection.stamps;
-    for (word, name) in [("version", Some(&stamps.version)), ("created", stamps.created.as_ref())] {
-        // What cannot be an attribute cannot be compared.
-        let Some(name) = name.filter(|name| item::is_attribute(name)) else { continue };
-        condition.names.push((format!("#{word}"), name.clone()));
-        match stored.item.iter().find(|(found, _)| found == name) {
-            Some((_, attribute)) => {
-                condition.text.push_str(&format!(" AND #{word} = :{word}"));
-                condition.values.push((format!(":{word}"), attribute.clone()));
+    expression.text = "attribute_exists(#key)".to_owned();
+    for (i, (name, value)) in mark.0.iter().enumerate() {
+        expression.names.push((format!("#m{i}"), name.clone()));
+        match value {
+            Some(value) => {
+                expression.text.push_str(&format!(" AND #m{i} = :m{i}"));
+                expression.values.push((format!(":m{i}"), value.clone()));
             }
-            None => condition.text.push_str(&format!(" AND attribute_not_exists(#{word})")),
+            None => expression.text.push_str(&format!(" AND attribute_not_exists(#m{i})")),
         }
     }
-    condition
+    expression
 }
 
-/// What a write comes to where `stored` is stored: the members that there are afterwards, if any.
-pub(crate) fn decide(
+/// What a write makes of what is stored, where it may: the entity, none for a removal.
+pub(crate) fn stage(
     table: &Table,
     write: &Write,
     stored: Option<&Map<String, Value>>,
     now: &str,
-) -> Result<(Option<Map<String, Value>>, Outcome)> {
+) -> Result<(Outcome, Option<Map<String, Value>>)> {
     let collection = &table.collection;
-    let (_, id) = write.target();
     let version = stored.map(|stored| entity::version_of(collection, stored));
+    let existed = stored.is_some();
+    let (name, id) = write.target();
     match write {
         Write::Put(put) => {
-            if put.body.len() > ENTITY_BYTES_MAX {
-                let bytes = put.body.len();
-                return Err(Error::invalid(format!(
-                    "{} {}: {bytes} bytes, but a body has at most {ENTITY_BYTES_MAX}",
-                    collection.name,
-                    quoted(id)
-                )));
-            }
-            let body = entity::check(collection, Some(id), &put.body)?;
-            entity::check_expectation(put.expect, version, &collection.name, id)?;
+            let body =
+                check_body(table, id, &put.body).and_then(|()| entity::check(collection, Some(id), &put.body))?;
+            entity::check_expectation(put.expect, version, name, id)?;
             let stamped = entity::stamp(collection, stored, body, now);
-            let outcome = Outcome { version: entity::version_of(collection, &stamped), existed: stored.is_some() };
-            Ok((Some(stamped), outcome))
+            Ok((Outcome { version: entity::version_of(collection, &stamped), existed }, Some(stamped)))
         }
         Write::Remove(removal) => {
-            entity::check_expectation(removal.expect, version, &collection.name, id)?;
-            Ok((None, Outcome { version: version.unwrap_or(0), existed: version.is_some() }))
+            entity::check_id(id)?;
+            entity::check_expectation(removal.expect, version, name, id)?;
+            Ok((Outcome { version: version.unwrap_or(0), existed }, None))
         }
     }
 }
 
-/// What is sent for an entity that is to be `after`, where `stored` is stored.
+/// What can be said of a write before anything is looked up.
+fn check(table: &Table, write: &Write) -> Result<()> {
+    let (_, id) = write.target();
+    match write {
+        Write::Put(put) => {
+            check_body(table, id, &put.body)?;
+            entity::check_key(&table.collection, Some(id), &put.body).map(drop)
+        }
+        Write::Remove(_) => entity::check_id(id),
+    }
+}
+
+fn check_body(table: &Table, id: &str, body: &[u8]) -> Result<()> {
+    match body.len() <= ENTITY_BYTES_MAX {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "{} {}: {} bytes, but an entity has at most {ENTITY_BYTES_MAX}",
+            table.collection.name,
+            quoted(id),
+            body.len()
+        ))),
+    }
+}
+
+/// What is sent for a change, and how many bytes of an item that is.
 pub(crate) fn action(
     table: &Table,
     id: &str,
-    stored: Option<&State>,
+    before: Option<&Mark>,
     after: Option<&Map<String, Value>>,
-) -> Result<ItemAction> {
-    let (collection, condition) = (table.collection.name.clone(), unchanged(table, stored));
-    Ok(match after {
-        Some(members) => {
+) -> Result<(ItemAction, usize)> {
+    let collection = table.collection.name.clone();
+    let condition = unchanged(table, before);
+    match (after, before) {
+        (Some(members), _) => {
             let encoded = item::encode(table, members);
             size::check(table, id, &encoded)?;
-            ItemAction::Put { collection, item: encoded.item, condition: Some(condition) }
+            let bytes = encoded.bytes;
+            Ok((ItemAction::Put { collection, item: encoded.item, condition: Some(condition) }, bytes))
         }
-        None if stored.is_some() => ItemAction::Delete { collection, key: table.key(id), condition: Some(condition) },
-        None => ItemAction::Check { collection, key: table.key(id), condition },
-    })
+        (None, Some(_)) => Ok((ItemAction::Delete { collection, key: table.key(id), condition: Some(condition) }, 0)),
+        (None, None) => Ok((ItemAction::Check { collection, key: table.key(id), condition }, 0)),
+    }
 }
 
-/// A word that no other transaction has.
-pub(crate) fn token() -> String {
-    // The keys of a `RandomState` are random.
-    let word = || RandomState::new().hash_one(0);
-    format!("{:016x}{:016x}", word(), word())
+/// Refuses what no transaction of the service's takes.
+pub(crate) fn check_transaction(actions: usize, bytes: usize) -> Result<()> {
+    if actions > ACTIONS_MAX {
+        return Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!(
+                "{actions} entities are written or were read, and DynamoDB takes at most {ACTIONS_MAX} in one \
+                 transaction: use several, or `read-committed`, which leaves out what was only read"
+            ),
+        ));
+    }
+    if bytes > TRANSACTION_BYTES_MAX {
+        return Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("{bytes} bytes are written, and DynamoDB takes at most {TRANSACTION_BYTES_MAX} in one transaction"),
+        ));
+    }
+    Ok(())
 }
 
-pub(crate) fn too_many(actions: usize) -> Error {
-    Error::new(
-        ErrorKind::LimitExceeded,
-        format!(
-            "{actions} entities in one transaction, and DynamoDB takes at most {ACTIONS_MAX}, those that were read included"
-        ),
-    )
-}
-
-fn outrun(table: &Table, id: &str) -> Error {
-    let message = format!("{} {}: others wrote it {ATTEMPTS_MAX} times meanwhile", table.collection.name, quoted(id));
+/// The error about an entity that others changed meanwhile.
+pub(crate) fn conflict(collection: &str, id: &str) -> Error {
+    let message = format!("{collection} {}: was changed by somebody else meanwhile", quoted(id));
     Error { retry: Retry::Safe, ..Error::new(ErrorKind::VersionConflict, message) }
 }
 
-impl<D: Dynamodb> DynamodbStore<D> {
-    /// What is stored of these, without delay. A table that never was there is made where something is to be written.
-    pub(crate) fn states(&mut self, targets: &[Target], to_write: bool) -> Result<HashMap<Target, State>> {
-        let mut states = HashMap::with_capacity(targets.len());
-        for position in 0..self.tables.len() {
-            let ids: Vec<&str> =
-                targets.iter().filter(|(table, _)| *table == position).map(|(_, id)| id.as_str()).collect();
-            if ids.is_empty() {
-                continue;
-            }
-            for (id, item) in ids.iter().zip(self.items(position, &ids, true, to_write)?) {
-                if let Some(item) = item {
-                    states.insert((position, (*id).to_owned()), State::new(&self.tables[position], item)?);
-                }
-            }
+fn is_conflict(error: &Error) -> bool {
+    error.kind == ErrorKind::VersionConflict && error.retry == Retry::Safe
+}
+
+/// The writes by collection; where that is one, each by itself.
+fn parts(writes: &[Write], round: Vec<usize>) -> Vec<Vec<usize>> {
+    let collection = |i: usize| writes[i].target().0;
+    let mut parts: Vec<Vec<usize>> = Vec::new();
+    for &i in &round {
+        match parts.iter_mut().find(|part| collection(part[0]) == collection(i)) {
+            Some(part) => part.push(i),
+            None => parts.push(vec![i]),
         }
-        Ok(states)
+    }
+    if parts.len() == 1 { round.into_iter().map(|i| vec![i]).collect() } else { parts }
+}
+
+/// A token for a transaction, as good as any other random one: what the standard library seeds its maps with.
+pub(crate) fn token() -> String {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let random = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", random(), random())
+}
+
+impl<D: Dynamodb> DynamodbStore<D> {
+    /// Writes. See `wit/repository.wit`.
+    pub(crate) fn apply(&mut self, writes: Vec<Write>, atomic: bool, now: &str) -> Result<Vec<Result<Outcome>>> {
+        match atomic {
+            true => self.apply_atomically(&writes, now),
+            false => self.apply_each(&writes, now),
+        }
     }
 
-    /// All or nothing.
-    pub(crate) fn apply_atomic(&mut self, writes: &[Write], now: &str) -> Result<Vec<Result<Outcome>>> {
+    fn apply_atomically(&mut self, writes: &[Write], now: &str) -> Result<Vec<Result<Outcome>>> {
         entity::check_distinct(writes)?;
-        let mut targets = Vec::with_capacity(writes.len());
+        check_transaction(writes.len(), 0)?;
         for (i, write) in writes.iter().enumerate() {
-            targets.push(self.target(write).map_err(|error| error.at_write(i))?);
-        }
-        if writes.len() > ACTIONS_MAX {
-            return Err(too_many(writes.len()));
+            self.table(write.target().0).and_then(|table| check(table, write)).map_err(|error| error.at_write(i))?;
         }
         if writes.is_empty() {
             return Ok(Vec::new());
         }
-        let mut refused = 0;
+        let all: Vec<usize> = (0..writes.len()).collect();
         for _ in 0..ATTEMPTS_MAX {
-            let states = self.states(&targets, true)?;
-            let (mut actions, mut outcomes) = (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
-            for (i, (write, target)) in writes.iter().zip(&targets).enumerate() {
-                let (table, state) = (&self.tables[target.0], states.get(target));
-                let decided = decide(table, write, state.map(|state| &state.members), now);
-                let (after, outcome) = decided.map_err(|error| error.at_write(i))?;
-                let action = action(table, &target.1, state, after.as_ref()).map_err(|error| error.at_write(i))?;
-                actions.push(action);
+            let stored = self.stored(writes, &all)?;
+            let (mut outcomes, mut actions) = (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
+            let mut bytes = 0;
+            for (i, (write, stored)) in writes.iter().zip(&stored).enumerate() {
+                let (collection, id) = write.target();
+                let table = self.table(collection)?;
+                let stored = stored.as_ref();
+                let staged =
+                    stage(table, write, stored.map(|stored| &stored.members), now).and_then(|(outcome, after)| {
+                        let (action, bytes) = action(table, id, stored.map(|stored| &stored.mark), after.as_ref())?;
+                        Ok((outcome, action, bytes))
+                    });
+                let (outcome, action, item_bytes) = staged.map_err(|error| error.at_write(i))?;
                 outcomes.push(Ok(outcome));
+                actions.push(action);
+                bytes += item_bytes;
             }
-            let answers = self.dynamodb.transact(actions, &token()).map_err(|error| self.missing(error))?;
-            match answers.iter().position(|written| matches!(written, Written::Refused(_))) {
-                None => return Ok(outcomes),
-                Some(position) => refused = position,
+            check_transaction(actions.len(), bytes)?;
+            match self.dynamodb.transact(actions, &token()) {
+                Ok(written) if written.iter().all(|written| *written == Written::Done) => return Ok(outcomes),
+                // What is stored now answers, or is written over.
+                Ok(_) => {}
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(self.explain(writes[0].target().0, error)),
             }
         }
-        let (position, id) = &targets[refused];
-        Err(outrun(&self.tables[*position], id).at_write(refused))
+        let (collection, id) = writes[0].target();
+        Err(conflict(collection, id))
     }
 
-    /// Each by itself; those of one entity in their order.
-    pub(crate) fn apply_each(&mut self, writes: &[Write], now: &str) -> Result<Vec<Result<Outcome>>> {
-        let mut results: Vec<Option<Result<Outcome>>> = vec![None; writes.len()];
-        let mut waiting: Vec<(usize, Target)> = Vec::with_capacity(writes.len());
+    fn apply_each(&mut self, writes: &[Write], now: &str) -> Result<Vec<Result<Outcome>>> {
+        let mut results: Vec<Option<Result<Outcome>>> = writes.iter().map(|_| None).collect();
+        let mut waiting: Vec<usize> = Vec::with_capacity(writes.len());
         for (i, write) in writes.iter().enumerate() {
-            match self.target(write) {
-                Ok(target) => waiting.push((i, target)),
+            match self.table(write.target().0).and_then(|table| check(table, write)) {
+                Ok(()) => waiting.push(i),
                 Err(error) => results[i] = Some(Err(error)),
             }
         }
-        let mut attempts = vec![0; writes.len()];
+        // The writes of one entity follow each other; all others go side by side.
         while !waiting.is_empty() {
-            // The first of each entity; the others have to wait for what it leaves.
-            let mut seen = HashSet::with_capacity(waiting.len());
-            let (round, later): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|(_, target)| seen.insert(target.clone()));
-            let targets: Vec<Target> = round.iter().map(|(_, target)| target.clone()).collect();
-            let states = self.states(&targets, true)?;
-            let (mut actions, mut sent, mut again) = (Vec::new(), Vec::new(), Vec::new());
-            for (i, target) in round {
-                let (table, state) = (&self.tables[target.0], states.get(&target));
-                let decided = decide(table, &writes[i], state.map(|state| &state.members), now);
-                let planned = decided.and_then(|(after, outcome)| {
-                    let is_nothing = after.is_none() && state.is_none();
-                    let action = action(table, &target.1, state, after.as_ref())?;
-                    Ok(((!is_nothing).then_some(action), outcome))
-                });
-                match planned {
-                    Ok((Some(action), outcome)) => {
-                        actions.push(action);
-                        sent.push((i, target, outcome));
+            let mut targets = HashSet::new();
+            let (round, later) = waiting.into_iter().partition(|&i| targets.insert(writes[i].target()));
+            self.apply_round(writes, round, now, &mut results)?;
+            waiting = later;
+        }
+        let unanswered = || Err(Error::new(ErrorKind::Internal, "a write was not answered"));
+        Ok(results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect())
+    }
+
+    /// Writes of which no two are of one entity.
+    fn apply_round(
+        &mut self,
+        writes: &[Write],
+        mut round: Vec<usize>,
+        now: &str,
+        results: &mut [Option<Result<Outcome>>],
+    ) -> Result<()> {
+        // What has been answered stays answered, whatever comes.
+        let fails = |results: &mut [Option<Result<Outcome>>], round: &[usize], error: &Error| {
+            for &i in round {
+                results[i] = Some(Err(Error { write_index: None, ..error.clone() }));
+            }
+        };
+        for _ in 0..ATTEMPTS_MAX {
+            let stored = match self.stored(writes, &round) {
+                Ok(stored) => stored,
+                Err(_) if round.len() > 1 => {
+                    // A table may be missing, or an item be damaged: the others are written all the same.
+                    for part in parts(writes, round) {
+                        self.apply_round(writes, part, now, results)?;
                     }
-                    Ok((None, outcome)) => results[i] = Some(Ok(outcome)),
+                    return Ok(());
+                }
+                Err(error) => {
+                    fails(results, &round, &error);
+                    return Ok(());
+                }
+            };
+            let (mut sent, mut actions) = (Vec::new(), Vec::new());
+            for (&i, stored) in round.iter().zip(&stored) {
+                let (collection, id) = writes[i].target();
+                let table = self.table(collection)?;
+                let (members, mark) = (stored.as_ref().map(|it| &it.members), stored.as_ref().map(|it| &it.mark));
+                let staged = stage(table, &writes[i], members, now).and_then(|(outcome, after)| {
+                    // Where there is nothing and nothing is wanted, there is nothing to do.
+                    let is_done = after.is_none() && mark.is_none();
+                    let action = (!is_done).then(|| action(table, id, mark, after.as_ref())).transpose()?;
+                    Ok((outcome, action))
+                });
+                match staged {
+                    Ok((outcome, Some((action, _)))) => {
+                        sent.push((i, outcome));
+                        actions.push(action);
+                    }
+                    Ok((outcome, None)) => results[i] = Some(Ok(outcome)),
                     Err(error) => results[i] = Some(Err(error)),
                 }
             }
-            let answers = if actions.is_empty() { Vec::new() } else { self.dynamodb.write_items(actions)? };
-            for ((i, target, outcome), answer) in sent.into_iter().zip(answers) {
+            if sent.is_empty() {
+                return Ok(());
+            }
+            let answers = match self.dynamodb.write_items(actions) {
+                Ok(answers) => answers,
+                Err(error) => {
+                    let error = self.explain(writes[sent[0].0].target().0, error);
+                    let sent: Vec<usize> = sent.iter().map(|(i, _)| *i).collect();
+                    fails(results, &sent, &error);
+                    return Ok(());
+                }
+            };
+            let mut again = Vec::new();
+            for ((i, outcome), answer) in sent.into_iter().zip(answers) {
                 match answer {
                     Ok(Written::Done) => results[i] = Some(Ok(outcome)),
-                    Ok(Written::Refused(_)) => {
-                        attempts[i] += 1;
-                        match attempts[i] < ATTEMPTS_MAX {
-                            true => again.push((i, target)),
-                            false => results[i] = Some(Err(outrun(&self.tables[target.0], &target.1))),
-                        }
-                    }
-                    Err(error) => results[i] = Some(Err(self.missing(error))),
+                    // What it holds now is read with the next attempt: an answer may be without it.
+                    Ok(Written::Refused(_)) => again.push(i),
+                    Err(error) => results[i] = Some(Err(self.explain(writes[i].target().0, error))),
                 }
             }
-            again.extend(later);
-            again.sort_by_key(|(i, _)| *i);
-            waiting = again;
+            if again.is_empty() {
+                return Ok(());
+            }
+            round = again;
         }
-        Ok(results.into_iter().map(|result| result.expect("each write was answered")).collect())
+        for i in round {
+            let (collection, id) = writes[i].target();
+            results[i] = Some(Err(conflict(collection, id)));
+        }
+        Ok(())
     }
 
-    /// Bulk write. What is stored already is looked at first, because the fastest way to write knows no conditions.
-    pub(crate) fn load_all(&mut self, position: usize, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
+    /// What is stored under the ids of these writes. A table that is not there is made, unless it was seen before.
+    fn stored(&self, writes: &[Write], wanted: &[usize]) -> Result<Vec<Option<Stored>>> {
+        let mut found: Vec<Option<Stored>> = wanted.iter().map(|_| None).collect();
+        let mut by_collection: Vec<(&str, Vec<usize>)> = Vec::new();
+        for (position, &i) in wanted.iter().enumerate() {
+            let collection = writes[i].target().0;
+            match by_collection.iter_mut().find(|(name, _)| *name == collection) {
+                Some((_, positions)) => positions.push(position),
+                None => by_collection.push((collection, vec![position])),
+            }
+        }
+        for (collection, positions) in by_collection {
+            let ids: Vec<&str> = positions.iter().map(|&position| writes[wanted[position]].target().1).collect();
+            let items = self.items_to_change(collection, &ids)?;
+            let table = self.table(collection)?;
+            for (&position, item) in positions.iter().zip(items) {
+                found[position] = item.map(|item| Stored::of(table, &item)).transpose().map_err(|error| {
+                    // Of an atomic call, the write that it is of.
+                    error.at_write(wanted[position])
+                })?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The items of these ids, read before they are changed.
+    pub(crate) fn items_to_change(&self, collection: &str, ids: &[&str]) -> Result<Vec<Option<Item>>> {
+        let table = self.table(collection)?;
+        let keys = || ids.iter().map(|id| table.key(id)).collect();
+        match self.dynamodb.get_items(collection, keys(), true) {
+            Err(error) if error.kind == ErrorKind::NotFound && !self.has_seen(collection) => {
+                self.dynamodb.prepare_table(&table.spec(), false, false)?;
+                self.note_seen(collection);
+                Ok(ids.iter().map(|_| None).collect())
+            }
+            result => self.reading(collection, result),
+        }
+    }
+
+    /// Bulk write. See `wit/repository.wit`.
+    pub(crate) fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
+        let table = self.table(collection)?;
         let mut loaded = Loaded::default();
-        let mut waiting: Vec<(u32, Entity)> = (0..).zip(entities).collect();
-        while !waiting.is_empty() {
-            let mut seen = HashSet::with_capacity(waiting.len());
-            let (round, later): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|(_, entity)| seen.insert(entity.id.clone()));
-            self.load_distinct(position, round, existing, &mut loaded)?;
-            waiting = later;
+        let parse = |entity: &Entity| {
+            check_body(table, &entity.id, &entity.body)?;
+            entity::parse(&table.collection, Some(&entity.id), &entity.body)
+        };
+        let parsed: Vec<Result<Map<String, Value>>> = entities.iter().map(parse).collect();
+        let mut seen = HashSet::with_capacity(entities.len());
+        let ids: Vec<&str> = entities
+            .iter()
+            .zip(&parsed)
+            .filter(|(entity, parsed)| parsed.is_ok() && seen.insert(entity.id.as_str()))
+            .map(|(entity, _)| entity.id.as_str())
+            .collect();
+        if ids.is_empty() {
+            loaded.refused = (0..).zip(parsed).filter_map(|(i, parsed)| Some((i, parsed.err()?))).collect();
+            return Ok(loaded);
         }
-        loaded.refused.sort_by_key(|(position, _)| *position);
-        Ok(loaded)
-    }
-
-    fn load_distinct(
-        &mut self,
-        position: usize,
-        entities: Vec<(u32, Entity)>,
-        existing: Existing,
-        loaded: &mut Loaded,
-    ) -> Result<()> {
-        let ids: Vec<&str> = entities.iter().map(|(_, entity)| entity.id.as_str()).collect();
-        let stored = self.items(position, &ids, true, true)?;
-        let table = &self.tables[position];
-        let name = &table.collection.name;
-        let (mut items, mut refused) = (Vec::with_capacity(entities.len()), Vec::new());
-        for ((at, entity), stored) in entities.iter().zip(stored) {
-            let parsed = entity::parse(&table.collection, Some(&entity.id), &entity.body).and_then(|members| {
-                let encoded = item::encode(table, &members);
-                size::check(table, &entity.id, &encoded)?;
-                Ok((members, encoded.item))
-            });
-            let (members, item) = match parsed {
-                Ok(parsed) => parsed,
+        let items = self.items_to_change(collection, &ids)?;
+        // What is there cannot be read: other content.
+        let mut current: HashMap<&str, Result<Map<String, Value>>> = HashMap::new();
+        for (id, item) in ids.iter().zip(items) {
+            if let Some(item) = item {
+                current.insert(id, item::decode(table, &item));
+            }
+        }
+        // Of an entity that comes twice, the last one that is to be stored is sent.
+        let mut order: HashMap<&str, usize> = HashMap::new();
+        let mut puts: Vec<Item> = Vec::new();
+        for ((i, entity), members) in (0..).zip(&entities).zip(parsed) {
+            let members = match members {
+                Ok(members) => members,
                 Err(error) => {
-                    refused.push((*at, error));
+                    loaded.refused.push((i, error));
                     continue;
                 }
             };
-            let Some(stored) = stored else {
-                items.push(item);
+            let encoded = item::encode(table, &members);
+            if let Err(error) = size::check(table, &entity.id, &encoded) {
+                loaded.refused.push((i, error));
                 continue;
-            };
-            let is_equal = item::decode(table, &stored).is_ok_and(|stored| json::equal_objects(&stored, &members));
-            match existing {
-                _ if is_equal => loaded.unchanged += 1,
-                Existing::Overwrite => items.push(item),
-                Existing::Skip => loaded.skipped += 1,
-                Existing::Fail => {
-                    let message = format!("{name} {}: already exists with other content", quoted(&entity.id));
-                    refused.push((*at, Error::new(ErrorKind::AlreadyExists, message)));
+            }
+            match (current.get(entity.id.as_str()), existing) {
+                (Some(Ok(stored)), _) if json::equal_objects(stored, &members) => {
+                    loaded.unchanged += 1;
+                    continue;
+                }
+                (Some(_), Existing::Skip) => {
+                    loaded.skipped += 1;
+                    continue;
+                }
+                (Some(stored), Existing::Fail) => {
+                    let version = stored.as_ref().map_or(0, |stored| entity::version_of(&table.collection, stored));
+                    let refused = entity::check_expectation(Expectation::Absent, Some(version), collection, &entity.id);
+                    if let Err(error) = refused {
+                        loaded.refused.push((i, error));
+                    }
+                    continue;
+                }
+                (Some(_), Existing::Overwrite) | (None, _) => {}
+            }
+            current.insert(&entity.id, Ok(members));
+            loaded.written += 1;
+            match order.get(entity.id.as_str()) {
+                Some(&position) => puts[position] = encoded.item,
+                None => {
+                    order.insert(&entity.id, puts.len());
+                    puts.push(encoded.item);
                 }
             }
         }
-        loaded.refused.extend(refused);
-        let count = items.len() as u64;
-        if count > 0 {
-            let name = name.clone();
-            self.dynamodb.put_batch(&name, items).map_err(|error| self.missing(error))?;
-            loaded.written += count;
+        if !puts.is_empty() {
+            self.reading(collection, self.dynamodb.put_batch(collection, puts))?;
         }
-        Ok(())
+        Ok(loaded)
     }
 }
