@@ -35,11 +35,14 @@ async fn check_on_postgres(constraints: &str, case: &str) {
     }
 }
 
-/// And on DynamoDB, where each time are tables that are new.
+/// And on DynamoDB, each time on tables that are new. They are prepared: what the suite has not made it does not expect to
+/// be missing.
 async fn check_on_dynamodb(word: &str, case: &str) {
     for instances in Instances::ALL {
         let tables = Tables::new(word);
-        let store = format!(r#"{{"dynamodb_strategy": {{{}}}}}"#, tables.members());
+        let section = format!(r#""dynamodb_strategy": {{{}}}"#, tables.members());
+        Folder::new(&format!(r#"{{"storage": {{"strategy": "dynamodb", {section}}}}}"#)).prepare("dynamodb");
+        let store = format!("{{{section}}}");
         check_on(instances, &subject(plugins().join("dynamodb.wasm"), &store).await, case).await;
     }
 }

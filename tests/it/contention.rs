@@ -113,7 +113,10 @@ async fn a_process_that_is_killed_in_a_transaction_blocks_nobody(place: &Place) 
         let mut waiting = Worker::start(&place.folder, place.store, &["save", &format!("waited-{round}"), "1"]);
         // Time to come to the lock; where it is too short, this only says less.
         std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(waiting.told(), None, "somebody else holds the lock");
+        // Transactions of DynamoDB hold no locks: who commits last has lost.
+        if place.store != "dynamodb" {
+            assert_eq!(waiting.told(), None, "somebody else holds the lock");
+        }
         holder.kill();
         assert_eq!(waiting.next().as_deref(), Some("0"), "it goes on where the holder is gone");
         waiting.finish();

@@ -58,7 +58,7 @@ in_every_store! {
     what_is_not_written_meanwhile_comes_exactly_once,
     what_is_not_written_comes_once_while_others_write_at_the_same_time,
     a_cursor_is_good_for_its_own_query_alone,
-    values_of_a_megabyte_are_sorted_by_and_fit_no_cursor,
+    large_values_are_sorted_by_and_fit_no_cursor,
 }
 
 fn body(id: &str, more: &str) -> Vec<u8> {
@@ -291,9 +291,9 @@ async fn a_cursor_is_good_for_its_own_query_alone(folder: Folder, repository: Re
     assert!(error.expect_err("a refusal").is(ErrorKind::InvalidArgument));
 }
 
-async fn values_of_a_megabyte_are_sorted_by_and_fit_no_cursor(_folder: Folder, repository: Repository) {
-    // They differ in their last characters alone.
-    let text = "x".repeat(1 << 20);
+async fn large_values_are_sorted_by_and_fit_no_cursor(_folder: Folder, repository: Repository) {
+    // They differ in their last characters alone. A megabyte is more than an item of DynamoDB holds.
+    let text = "x".repeat(if repository.name() == "dynamodb" { 400_000 } else { 1 << 20 });
     for n in 0..5 {
         let large = body(&name(n), &format!(r#","large":"{text}{}""#, 9 - n));
         repository.save("templates", &large, Expectation::Any).await.unwrap();

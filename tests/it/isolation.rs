@@ -21,11 +21,10 @@ on_every_store! {
 
 const LEVELS: [Isolation; 3] = [ReadCommitted, RepeatableRead, Serializable];
 
-/// The level that serves the one that was asked for.
-fn served(repository: &Repository, asked: Isolation) -> Isolation {
+/// The level that serves the one that was asked for; none where nothing as strong is offered.
+fn served(repository: &Repository, asked: Isolation) -> Option<Isolation> {
     let offered = &repository.plugin().description.isolations;
-    let served = offered.iter().filter(|level| **level >= asked).min();
-    *served.unwrap_or_else(|| panic!("nothing as strong as {asked:?} is offered: {offered:?}"))
+    offered.iter().copied().filter(|level| *level >= asked).min()
 }
 
 fn body(id: &str, number: i64) -> (&'static str, String, Vec<u8>) {
@@ -183,7 +182,7 @@ async fn money_is_neither_made_nor_lost(place: &impl Opens) {
     let all = ACCOUNTS.len() as i64 * BALANCE;
     while rounds.next().is_some() {
         for asked in LEVELS {
-            let served = served(&handles[0], asked);
+            let Some(served) = served(&handles[0], asked) else { continue };
             set_up(&handles[0], &ACCOUNTS.map(|id| (id, BALANCE))).await;
             let mut tasks = Vec::new();
             for (position, repository) in handles.iter().enumerate() {

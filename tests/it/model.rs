@@ -1474,6 +1474,10 @@ impl System {
         answers: Vec<Answer>,
         failed: bool,
     ) -> Checked {
+        // Nobody else is there, so that every level sees the same: instead of one that is not offered, the strongest that is.
+        let offered = &self.clients[client].plugin().description.isolations;
+        let strongest = offered.iter().copied().max();
+        let isolation = isolation.map(|asked| strongest.map_or(asked, |strongest| asked.min(strongest)));
         let begun = self.clients[client].begin(isolation, read_only).await;
         let mut transaction = begun.map_err(|error| format!("begin: {error:?}"))?;
         self.operations += steps.len() as u64;
