@@ -641,7 +641,15 @@ fn plugins_are_listed_and_inspected() {
     let folder = folder();
     let run = folder.larder(&["plugins", "list"]).exits(0);
     let rows: Vec<Vec<&str>> = run.stdout.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
-    assert_eq!(rows, [["PLUGIN", "VERSION", "WANTS"], ["json", "0.1.0", "files"], ["sql", "0.1.0", "sql"]]);
+    assert_eq!(
+        rows,
+        [
+            ["PLUGIN", "VERSION", "WANTS"],
+            ["dynamodb", "0.1.0", "dynamodb"],
+            ["json", "0.1.0", "files"],
+            ["sql", "0.1.0", "sql"]
+        ]
+    );
     let path = plugins().join("sql.wasm");
     let path = path.to_str().unwrap();
     let run = folder.larder(&["plugins", "inspect", path, "--format", "json"]).exits(0);
@@ -803,7 +811,7 @@ fn a_configuration_that_is_wrong_is_refused_before_anything_else() {
     assert!(run.stderr.starts_with("error: there is no store `tabels`\n\nhint: the stores are `tables`, "), "{run:#?}");
     let run = with(r#"{"storage": {"strategy": "mongo"}}"#).exits(3);
     assert!(run.stderr.starts_with("error: there is no plugin `mongo` in "), "{run:#?}");
-    assert!(run.stderr.ends_with("\n\nhint: it holds: json, sql\n"), "{run:#?}");
+    assert!(run.stderr.ends_with("\n\nhint: it holds: dynamodb, json, sql\n"), "{run:#?}");
     let run = folder.larder(&["count", "templates", "--plugins", "nowhere"]).exits(3);
     assert!(run.stderr.contains("nowhere"), "{run:#?}");
 }
