@@ -187,6 +187,25 @@ fn what_arrived_is_not_moved_again_and_a_report_is_kept() {
 }
 
 #[test]
+fn what_takes_several_pages_is_gone_on_with_from_a_cursor() {
+    let folder = folder_for(&larder_samples::machines(40_000, SEED), "split");
+    let mut running = Running::start(&folder, "json", "split", &["--no-backup", "--workers", "1"]);
+    // A page has some fifteen thousand machines.
+    running.moved(30_000);
+    running.interrupt();
+    let (code, stderr, _) = running.end();
+    assert_eq!(code, 130, "{stderr}");
+    let state = folder.read(&kept(&folder, "split", "state")[0]);
+    let state = crate::support::object(state.split_once('\n').expect("a checksum and a state").1);
+    let position = &state["collections"][2]["positions"][0];
+    assert!(position[0].is_string(), "{position}: it stands in a later page");
+    let run = migrate(&folder, "json", "split", &["--no-backup", "--resume", "--format", "json"]).exits(0);
+    let report = report(&run);
+    balanced(&report);
+    assert_eq!((sum(&report, "written"), sum(&report, "unchanged"), &report["verified"]), (44_040, 0, &true.into()));
+}
+
+#[test]
 fn an_unfinished_migration_is_neither_forgotten_nor_gone_on_with_unasked() {
     let folder = unfinished("sql");
     let before = folder.read(&kept(&folder, "sql", "state")[0]);
