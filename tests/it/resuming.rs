@@ -40,12 +40,17 @@ impl Running {
 
     /// Reads on until so many more entities were moved.
     fn moved(&mut self, entities: u64) -> u64 {
+        self.advanced("move", entities)
+    }
+
+    /// Reads on until a step is done with so many more entities.
+    fn advanced(&mut self, step: &str, entities: u64) -> u64 {
         let mut moved = 0;
         while moved < entities {
             let mut line = String::new();
             assert!(self.events.read_line(&mut line).unwrap() > 0, "it ended after {moved}: {}", self.stderr());
             let event = crate::support::object(line);
-            if event["event"] == "advanced" && event["step"] == "move" {
+            if event["event"] == "advanced" && event["step"] == step {
                 moved += event["entities"].as_u64().unwrap();
             }
         }
@@ -451,6 +456,26 @@ fn what_refers_to_an_entity_in_quarantine_goes_there_too_and_stays_in_the_source
     assert_eq!(left, 1101, "what was left out is still there, and nothing else");
     let lines: PathBuf = report["quarantine"].as_str().unwrap().into();
     assert_eq!(std::fs::read_to_string(lines).unwrap().lines().count(), left);
+}
+
+#[test]
+fn a_source_that_is_half_cleaned_up_is_gone_on_with() {
+    // A request without a status, to which ten machines refer.
+    let document = larder_samples::machines(20_000, SEED).replacen("\"status\":\"RUNNING\",", "", 1);
+    let folder = folder_for(&document, "sql");
+    let more = ["--no-backup", "--cleanup-source", "--on-invalid", "quarantine"];
+    let mut running = Running::start(&folder, "json", "sql", &more);
+    running.advanced("clean up", 1);
+    running.kill();
+    assert!(!kept(&folder, "sql", "state").is_empty(), "it was killed after the first of several pages");
+    let left = || folder.larder(&["export"]).exits(0).stdout.lines().count();
+    assert!(left() < 22_020, "some were removed");
+    // Not asked to clean up, it would leave the rest; asked to, it removes all but what is nowhere else.
+    let more = ["--no-backup", "--cleanup-source", "--on-invalid", "quarantine", "--resume", "--format", "json"];
+    let report = report(&migrate(&folder, "json", "sql", &more).exits(0));
+    balanced(&report);
+    assert_eq!((&report["verified"], sum(&report, "quarantined"), left()), (&true.into(), 11, 11));
+    assert_eq!(folder.larder(&["count", "machines", "--store", "sql"]).stdout, "19990\n");
 }
 
 #[test]
