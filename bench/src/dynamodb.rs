@@ -279,14 +279,10 @@ fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -
     })?;
     let options = Options {
         batch_size: BATCH_ENTITIES as u32,
-        dry_run: false,
-        backup_location: None,
         verify: false,
-        existing: Existing::Fail,
         collections: vec!["machines".into()],
-        excluded: Vec::new(),
-        cleanup_source: false,
         workers: WORKERS,
+        ..Options::default()
     };
     let rounds = settings.rounds().min(3);
     let [ours, theirs]: [Times; 2] = take_turns(

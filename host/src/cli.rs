@@ -14,7 +14,7 @@ use crate::error::Error;
 /// Data goes to standard output, everything else to standard error.
 ///
 /// Exit codes: 0 done; 1 the answer is no (absent, conflict, rejected, differs); 2 usage or configuration; 3 a plugin was
-/// refused, denied or trapped; 4 a store cannot be reached; 5 corrupt data, a limit, or an internal fault.
+/// refused, denied or trapped; 4 a store cannot be reached; 5 corrupt data, a limit, or an internal fault; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, max_term_width = 100)]
 pub struct Cli {
@@ -151,6 +151,19 @@ pub struct MigrateOptions {
     /// What to do with an entity that the target holds with other content.
     #[arg(long, value_enum, default_value_t = ExistingArg::Fail)]
     pub existing: ExistingArg,
+    /// What to do with an entity that breaks a rule of the target: write nothing at all, or write the entity into a file
+    /// beside the state of the migration and move the others.
+    #[arg(long, value_enum, default_value_t = OnInvalidArg::Fail)]
+    pub on_invalid: OnInvalidArg,
+    /// Go on where an earlier run stopped; begin afresh where there is nothing to go on with.
+    #[arg(long, conflicts_with_all = ["restart", "dry_run"])]
+    pub resume: bool,
+    /// Forget an earlier run that was not finished, and begin afresh.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub restart: bool,
+    /// Entities written in a second at most.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_rate: Option<u32>,
     /// Move only this collection (repeatable).
     #[arg(long, value_name = "NAME")]
     pub collection: Vec<String>,
@@ -168,6 +181,15 @@ pub enum ExistingArg {
     Skip,
     /// Replace what is stored.
     Overwrite,
+}
+
+/// What to do with an entity that breaks a rule of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnInvalidArg {
+    /// Write nothing.
+    Fail,
+    /// Leave it out, and keep it in a file.
+    Quarantine,
 }
 
 /// Arguments of `verify`.

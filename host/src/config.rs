@@ -414,6 +414,19 @@ impl Store {
         Ok(())
     }
 
+    /// What place it is and how that is read, for a person to compare with another: no secrets.
+    pub fn identity(&self) -> String {
+        // All of them, so that a new one is thought of here.
+        let Grants { files, sql } = &self.grants;
+        let files = files.iter().map(|grant| grant.directory.display().to_string());
+        let sql = sql.iter().map(|grant| match grant {
+            SqlGrant::Sqlite { path, .. } => path.display().to_string(),
+            SqlGrant::Postgresql(server) => server.to_string(),
+        });
+        let places: Vec<String> = files.chain(sql).collect();
+        format!("{} in {} with {}", self.strategy, places.join(", "), show::without_secrets(&self.section))
+    }
+
     /// Whether both are one place: what is written to the one is then in the other. Documents of two layouts may share a
     /// directory; a table is the same whatever a section says of it.
     pub fn is_same_place(&self, other: &Store) -> bool {

@@ -19,6 +19,8 @@ pub enum Kind {
     Trap,
     /// The answer is no: data differs, entities break rules.
     Differs,
+    /// Whoever started it asked it to end.
+    Interrupted,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
             Kind::PluginRefused => "plugin-refused",
             Kind::Trap => "trap",
             Kind::Differs => "differs",
+            Kind::Interrupted => "interrupted",
         }
     }
 }

@@ -16,5 +16,7 @@ pub fn code(error: &Error) -> u8 {
         Kind::PluginRefused | Kind::Trap | Kind::Contract(ErrorKind::Denied) => 3,
         Kind::Contract(ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled) => 4,
         Kind::Contract(ErrorKind::Corrupt | ErrorKind::LimitExceeded | ErrorKind::Internal | ErrorKind::Busy) => 5,
+        // As a shell has it of what SIGINT ended.
+        Kind::Interrupted => 130,
     }
 }

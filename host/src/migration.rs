@@ -1,33 +1,42 @@
 //! Moves every entity from one repository to another: checked before anything is written, backed up, moved batch by
 //! batch, and proved equal afterwards. It knows repositories and no strategy.
 //!
-//! The steps are the functions below in their order. Each reads the source afresh, page by page, so that memory does not
-//! grow with it; only the ids of referenced collections are kept, as hashes.
+//! The steps are in modules of their own: `preflight`, `backup`, `transfer`, `verification`, `cleanup`. Each reads the source
+//! afresh, page by page (`pages`), so that memory does not grow with it; only the ids of referenced collections, and of what
+//! is left out, are kept, as hashes. Where it stands is kept in `checkpoint`, so that another process can go on.
 
 mod backup;
+mod checkpoint;
+mod cleanup;
 mod digest;
+mod pace;
+mod pages;
+mod preflight;
+mod quarantine;
+mod report;
+mod transfer;
+mod verification;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_model::{Collection, Entity, ErrorKind, Existing, Expectation, Loaded, Removal, Violation, Write, json};
-use serde_json::{Map, Value};
+use larder_model::{Collection, Existing};
 use sha2::{Digest as _, Sha256};
-use tokio::task::JoinSet;
 
 use crate::error::{Error, Kind, Result};
 use crate::plugin::instance::one_line;
-use crate::repository::{PAGE_BYTES_MAX, Repository};
+use crate::repository::Repository;
 pub use backup::BackedUp;
+use checkpoint::{Place, Progress, State};
 pub use digest::Digest;
-
-/// Pages that are read ahead of the writing: one under way and one waiting keep both sides busy.
-const PAGES_AHEAD: usize = 2;
-/// What to do about an entity that somebody wrote meanwhile.
-const CHANGED_HINT: &str = "it was changed after it was verified: migrate again to take the change along";
-/// Different rules that a report holds; a plugin could make up a new one for each entity.
-const RULES_MAX: usize = 100;
+use digest::{LeftOut, Sum};
+pub(crate) use pages::read_ahead;
+pub use preflight::{FieldReport, Kept};
+pub use report::{CollectionReport, Report, StoreReport};
+pub use verification::{Compared, Difference, Differences, Differing, differ, verify};
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -42,6 +51,8 @@ pub struct Options {
     pub verify: bool,
     /// What to do with an entity that the target holds with other content.
     pub existing: Existing,
+    /// What to do with an entity that breaks a rule.
+    pub on_invalid: OnInvalid,
     /// Only these; empty for all that are configured.
     pub collections: Vec<String>,
     /// Not these.
@@ -50,6 +61,66 @@ pub struct Options {
     pub cleanup_source: bool,
     /// Readers of the source, and writers of batches, that run side by side.
     pub workers: u32,
+    /// Entities that are written in a second at most.
+    pub max_rate: Option<u32>,
+    /// How it can be gone on with; none for not at all.
+    pub state: Option<StateOptions>,
+    /// Set from outside, it ends the migration after the batches that are under way.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Default for Options {
+    /// What `larder migrate` does without flags and settings, but for backup and state, which have no place here.
+    fn default() -> Options {
+        Options {
+            batch_size: 1000,
+            dry_run: false,
+            backup_location: None,
+            verify: true,
+            existing: Existing::Fail,
+            on_invalid: OnInvalid::Fail,
+            collections: Vec::new(),
+            excluded: Vec::new(),
+            cleanup_source: false,
+            workers: 4,
+            max_rate: None,
+            state: None,
+            stop: Arc::default(),
+        }
+    }
+}
+
+/// What to do with an entity that breaks a rule of the target, or is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnInvalid {
+    /// Write nothing at all.
+    Fail,
+    /// Write it down, beside the state, and move the others.
+    Quarantine,
+}
+
+/// Where the state of migrations is kept, and what to do about an earlier run's.
+#[derive(Debug, Clone)]
+pub struct StateOptions {
+    /// The folder of all migrations. Each pair of stores has one in it.
+    pub folder: PathBuf,
+    /// What to do about an earlier run that was not finished.
+    pub start: Start,
+    /// What place the source is, without secrets: a migration is gone on with only from there.
+    pub source: String,
+    /// The same of the target.
+    pub target: String,
+}
+
+/// How to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At the beginning, and not at all where an earlier run was not finished.
+    Afresh,
+    /// Where the earlier run stopped; at the beginning where there was none.
+    Resume,
+    /// At the beginning, whatever there was.
+    Restart,
 }
 
 /// The parts of a migration, in order.
@@ -90,6 +161,15 @@ pub enum Event {
         /// In all collections.
         entities: Option<u64>,
     },
+    /// A step comes to a collection.
+    Entered {
+        /// Which.
+        step: Step,
+        /// Its name.
+        collection: String,
+        /// How many it has, where that is known.
+        entities: Option<u64>,
+    },
     /// More entities of a collection are done.
     Advanced {
         /// Which.
@@ -98,6 +178,11 @@ pub enum Event {
         collection: String,
         /// Since the last such event.
         entities: u64,
+    },
+    /// What it does that was not asked for in so many words.
+    Told {
+        /// A sentence.
+        message: String,
     },
     /// Something that whoever migrates should know.
     Warned {
@@ -118,55 +203,6 @@ pub enum Event {
 /// Told what happens while it happens.
 pub type Watcher<'a> = &'a mut (dyn FnMut(Event) + Send);
 
-/// A rule that entities break.
-#[derive(Debug, Clone)]
-pub struct BrokenRule {
-    /// The rule.
-    pub rule: String,
-    /// How many entities break it.
-    pub entities: u64,
-    /// One of them.
-    pub example: String,
-}
-
-/// What became of one collection.
-#[derive(Debug, Clone, Default)]
-pub struct CollectionReport {
-    /// Its name.
-    pub name: String,
-    /// Entities of the source.
-    pub read: u64,
-    /// New in the target, or replaced there.
-    pub written: u64,
-    /// There already, equal.
-    pub unchanged: u64,
-    /// There already with other content, and left.
-    pub skipped: u64,
-    /// Of the source's content.
-    pub source_digest: Digest,
-    /// Of what the target answers for the same entities, once verified.
-    pub target_digest: Option<Digest>,
-    /// Removed from the source.
-    pub removed: u64,
-}
-
-/// What a migration did.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Nothing was written.
-    pub dry_run: bool,
-    /// What the target made, or would make: tables, indexes, files.
-    pub prepared: Vec<String>,
-    /// Where the backup is.
-    pub backup: Option<PathBuf>,
-    /// In the order in which they were moved.
-    pub collections: Vec<CollectionReport>,
-    /// The target was read back and is equal.
-    pub verified: bool,
-    /// All of it.
-    pub took: Duration,
-}
-
 /// A migration under way.
 struct Migration<'a> {
     source: &'a Repository,
@@ -175,8 +211,15 @@ struct Migration<'a> {
     watcher: Watcher<'a>,
     collections: Vec<Collection>,
     reports: Vec<CollectionReport>,
-    /// Whether the target held anything of each collection before.
-    occupied: Vec<bool>,
+    /// Of each collection of the source as it was when it was validated.
+    raw: Vec<Sum>,
+    left_out: LeftOut,
+    place: Option<Place>,
+    state: State,
+    /// The state is an earlier run's.
+    resumed: bool,
+    checkpoint_due: Instant,
+    steps: Vec<(&'static str, Duration)>,
 }
 
 /// Migrates `source` into `target`.
@@ -192,6 +235,38 @@ pub async fn migrate(
             .hint("leave out --no-verify (or set `validate_after_migration`), or leave out --cleanup-source"));
     }
     let collections = choose_collections(source, target, options).await?;
+    // Where nothing is written, there is nothing to go on with.
+    let state_options = options.state.as_ref().filter(|_| !options.dry_run);
+    let mut state = State { started: crate::clock::now(), ..State::default() };
+    let (mut place, mut resumed) = (None, false);
+    if let Some(state_options) = state_options {
+        let opened = Place::open(&state_options.folder, source.name(), target.name())?;
+        state.fingerprint = fingerprint(source, target, options, state_options, &collections);
+        match opened.begin(state_options.start, &state.fingerprint)? {
+            Some(earlier) => {
+                let moved: u64 = earlier.collections.iter().map(|it| it.written + it.unchanged + it.skipped).sum();
+                let read: u64 = earlier.collections.iter().map(|it| it.read).sum();
+                let message = format!("going on: {moved} of {read} entities were moved since {}", earlier.started);
+                watcher(Event::Told { message });
+                (state, resumed) = (earlier, true);
+            }
+            None if state_options.start == Start::Resume => {
+                watcher(Event::Told { message: "there is nothing to resume: starting afresh".into() });
+            }
+            None => {}
+        }
+        place = Some(opened);
+    }
+    if !resumed {
+        state.collections = collections
+            .iter()
+            .map(|it| Progress {
+                name: it.name.clone(),
+                positions: transfer::from_the_beginning(options.workers),
+                ..Progress::default()
+            })
+            .collect();
+    }
     let mut migration = Migration {
         source,
         target,
@@ -201,33 +276,49 @@ pub async fn migrate(
             .iter()
             .map(|it| CollectionReport { name: it.name.clone(), ..CollectionReport::default() })
             .collect(),
-        occupied: vec![false; collections.len()],
+        raw: vec![Sum::default(); collections.len()],
+        left_out: LeftOut::default(),
+        place,
+        state,
+        resumed,
         collections,
+        checkpoint_due: started,
+        steps: Vec::new(),
     };
     let mut report = Report {
+        from: StoreReport::of(source),
+        to: StoreReport::of(target),
+        started: migration.state.started.clone(),
+        resumed,
         dry_run: options.dry_run,
-        prepared: migration.validate().await?,
+        prepared: Vec::new(),
         backup: None,
+        quarantine: None,
         collections: Vec::new(),
         verified: false,
+        steps: Vec::new(),
         took: Duration::ZERO,
+        path: None,
     };
-    if !options.dry_run {
-        if let Some(location) = &options.backup_location {
-            report.backup = Some(migration.back_up(location).await?);
-        }
-        migration.move_entities().await.map_err(|error| after_writing(error, report.backup.as_deref()))?;
-        if options.verify {
-            migration.verify().await?;
-            report.verified = true;
-        }
-        if options.cleanup_source {
-            migration.clean_up().await?;
+    let ended = migration.run(&mut report).await;
+    let is_worth_keeping = ended.is_ok() || migration.reports.iter().any(|it| it.differences.is_some());
+    report.backup = migration.state.backup.clone();
+    report.quarantine = migration.state.quarantine.clone();
+    report.collections = migration.reports;
+    report.steps = migration.steps;
+    report.took = started.elapsed();
+    if let Some(place) = &migration.place
+        && is_worth_keeping
+    {
+        let path = place.path_of("report", &report.started, "json");
+        report.path = Some(path.clone());
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        place.replace(&name, format!("{:#}\n", report.value()).as_bytes())?;
+        if ended.is_ok() {
+            place.remove_state()?;
         }
     }
-    report.collections = migration.reports;
-    report.took = started.elapsed();
-    Ok(report)
+    ended.map(|()| report)
 }
 
 /// Writes all that a store holds into one JSON document with a manifest beside it: the file `location` where that ends in
@@ -235,20 +326,31 @@ pub async fn migrate(
 pub async fn back_up(store: &Repository, location: &Path) -> Result<BackedUp> {
     let collections = by_reference(store.collections().to_vec());
     let names: Vec<String> = collections.into_iter().map(|collection| collection.name).collect();
-    backup::back_up(store, &names, location, |_, _| {}).await
+    backup::back_up(store, &names, location, |_, _| Ok(())).await
 }
 
-/// Compares two stores without moving anything; an error names the first collection that differs.
-pub async fn verify(
+/// All that must be the same for a migration to be gone on with. How large batches are, how many go side by side and how
+/// fast may change.
+fn fingerprint(
     source: &Repository,
     target: &Repository,
-    collections: &[String],
-) -> Result<Vec<(String, Digest, Digest)>> {
-    let mut compared = Vec::new();
-    for name in collections {
-        compared.push((name.clone(), digest::of(source, name, |_| {}).await?, digest::of(target, name, |_| {}).await?));
-    }
-    Ok(compared)
+    options: &Options,
+    state: &StateOptions,
+    collections: &[Collection],
+) -> BTreeMap<String, String> {
+    let names: Vec<&str> = collections.iter().map(|it| it.name.as_str()).collect();
+    let definitions = crate::plugin::hex(&Sha256::digest(format!("{collections:?}")));
+    let entry = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    BTreeMap::from([
+        entry("the place of the source", &state.source),
+        entry("the place of the target", &state.target),
+        entry("the sha256 of the source's plugin", &source.plugin().sha256),
+        entry("the sha256 of the target's plugin", &target.plugin().sha256),
+        entry("the collections", &names.join(", ")),
+        entry("the sha256 of their definitions", &definitions),
+        entry("--existing", &format!("{:?}", options.existing).to_lowercase()),
+        entry("--on-invalid", &format!("{:?}", options.on_invalid).to_lowercase()),
+    ])
 }
 
 /// The collections to move, referenced ones before those that refer to them; refuses what would be left behind unsaid.
@@ -300,171 +402,89 @@ pub(crate) fn by_reference(mut waiting: Vec<Collection>) -> Vec<Collection> {
     ordered
 }
 
-fn after_writing(error: Error, backup: Option<&Path>) -> Error {
-    if error.hint.is_some() {
-        return error;
-    }
-    let source = "the source is as it was, and what had arrived stays in the target: run the same command again, and it \
-                  goes on from there";
-    match backup {
-        Some(path) => error.hint(format!("{source}; a backup of the source is {}", path.display())),
-        None => error.hint(source),
-    }
-}
-
 impl Migration<'_> {
-    fn tell(&mut self, event: Event) {
-        (self.watcher)(event);
-    }
-
-    fn entities(&self) -> u64 {
-        self.reports.iter().map(|report| report.read).sum()
-    }
-
-    fn ended(&mut self, step: Step, since: Instant, summary: String) {
-        self.tell(Event::Ended { step, summary, took: since.elapsed() });
-    }
-
-    /// Both ends, the target's schema, and every entity of the source against every rule of the target.
-    async fn validate(&mut self) -> Result<Vec<String>> {
-        let since = Instant::now();
-        self.tell(Event::Started { step: Step::Validate, entities: None });
-        let unread = check_end(self.source, "readable").await?;
-        if self.options.cleanup_source && !unread.is_empty() {
-            let message = format!(
-                "store `{}` holds more than its entities, and a migration leaves it behind",
-                self.source.name()
-            );
-            let error = unread.into_iter().fold(Error::new(Kind::Differs, message), Error::caused_by);
-            return Err(error.hint("declare it as a field in `storage.collections`, or leave out --cleanup-source"));
+    /// All steps.
+    async fn run(&mut self, report: &mut Report) -> Result<()> {
+        if self.state.is_cleaning {
+            // What was moved was proved equal, and the source is no longer what it was.
+            return self.go_on_cleaning(report).await;
         }
-        for message in unread {
-            self.tell(Event::Warned { message: format!("{message}; it is not moved") });
+        report.prepared = self.validate().await?;
+        if self.options.dry_run {
+            return Ok(());
         }
-        check_end(self.target, "writable").await?;
-        let prepared = self.target.prepare(true, false).await?;
-        let mut broken = BrokenRules::default();
-        let mut ids = ReferencedIds::new(&self.collections, self.target.opened().enforces_references);
-        for name in ids.outside(&self.collections) {
-            ids.add_all_of(self.target, &name).await?;
-            ids.resolve(&name);
+        self.begin_state()?;
+        if let Some(location) = &self.options.backup_location
+            && self.state.backup.as_ref().is_none_or(|path| !path.exists())
+        {
+            self.state.backup = Some(self.back_up(location).await?);
+            self.save()?;
         }
-        for position in 0..self.collections.len() {
-            self.validate_collection(position, &mut broken, &mut ids).await?;
+        if let Err(error) = self.move_entities().await {
+            return Err(self.after_writing(error));
         }
-        if broken.rules.is_empty() {
-            let collections = match self.collections.len() {
-                1 => "1 collection".into(),
-                count => format!("{count} collections"),
-            };
-            let summary = format!("{} in {collections}", entities(self.entities()));
-            self.ended(Step::Validate, since, summary);
-            return Ok(prepared);
+        if self.options.verify {
+            self.verify().await?;
+            report.verified = true;
         }
-        Err(broken.into_error(self.target.name()))
-    }
-
-    async fn validate_collection(
-        &mut self,
-        position: usize,
-        broken: &mut BrokenRules,
-        ids: &mut ReferencedIds,
-    ) -> Result<()> {
-        let collection = self.collections[position].clone();
-        let occupied = self.holds_anything(&collection.name).await?;
-        self.occupied[position] = occupied;
-        if ids.is_wanted(&collection.name) && occupied {
-            ids.add_all_of(self.target, &collection.name).await?;
-        }
-        let mut pages = read_ahead(self.source, &collection.name, self.options.workers);
-        // Pages are looked at side by side, and judged in the order in which they were read.
-        let mut looking = VecDeque::new();
-        loop {
-            if looking.len() < side_by_side(self.options.workers) as usize
-                && let Some(page) = pages.recv().await
-            {
-                let page = page?;
-                let for_target = self.target.opened().has_rules.then(|| page.clone());
-                looking.push_back((for_target, look_at(self.source, self.target, &collection, page)));
-                continue;
-            }
-            let Some((for_target, looked)) = looking.pop_front() else { break };
-            let violations = match for_target {
-                Some(page) => self.target.validate(&collection.name, page).await,
-                None => Ok(Vec::new()),
-            };
-            let looked = looked.await.map_err(|error| broke_off("reading", error));
-            let Looked { entities, digest, violations: seen } = looked?;
-            let count = entities.len() as u64;
-            self.reports[position].read += count;
-            self.reports[position].source_digest.merge(&digest);
-            for violation in violations?.into_iter().chain(seen) {
-                let (id, found) = &entities[violation.entity as usize];
-                // What is no entity at all breaks that rule, and no other.
-                if found.is_ok() {
-                    broken.add(violation.rule, Remedy::RelaxTarget, &collection.name, id, || json::quoted(id));
-                }
-            }
-            let mut sound = Vec::with_capacity(entities.len());
-            for (id, found) in entities {
-                match found {
-                    Ok(fields) => {
-                        ids.look(&collection, &id, &fields, broken);
-                        sound.push((id, fields));
-                    }
-                    Err(rule) => broken.add(rule, Remedy::CorrectSource, &collection.name, &id, || json::quoted(&id)),
-                }
-            }
-            if occupied && self.options.existing == Existing::Fail {
-                self.compare_existing(&collection, &sound, broken).await?;
-            }
-            self.tell(Event::Advanced { step: Step::Validate, collection: collection.name.clone(), entities: count });
-        }
-        ids.resolve(&collection.name);
-        Ok(())
-    }
-
-    /// Whether the target has an entity of the collection.
-    async fn holds_anything(&self, collection: &str) -> Result<bool> {
-        let needs_prepare = self.target.plugin().description.features.needs_prepare;
-        if needs_prepare && !self.target.stored_collections().await?.iter().any(|stored| stored == collection) {
-            return Ok(false);
-        }
-        let mut cursor = None;
-        loop {
-            let batch = self.target.scan(collection, 0, 1, cursor.as_deref(), 1).await?;
-            if !batch.entities.is_empty() || batch.next.is_none() {
-                return Ok(!batch.entities.is_empty());
-            }
-            cursor = batch.next;
-        }
-    }
-
-    async fn compare_existing(
-        &self,
-        collection: &Collection,
-        entities: &[(String, Map<String, Value>)],
-        broken: &mut BrokenRules,
-    ) -> Result<()> {
-        let names: Vec<String> = entities.iter().map(|(id, _)| id.clone()).collect();
-        let stored = self.target.get(&collection.name, &names).await?;
-        for ((id, fields), stored) in entities.iter().zip(stored) {
-            let Some(stored) = stored else { continue };
-            if !json::equal_objects(fields, &json::parse_object(&stored.body)?) {
-                let rule = format!("{}: the target holds the entity with other content", collection.name);
-                broken.add(rule, Remedy::ChooseExisting, &collection.name, id, || json::quoted(id));
-            }
+        if self.options.cleanup_source {
+            self.clean_up().await?;
         }
         Ok(())
+    }
+
+    /// Notes what the source is before anything is written, or holds it against what an earlier run noted.
+    fn begin_state(&mut self) -> Result<()> {
+        let mut changed = Vec::new();
+        for (progress, report) in self.state.collections.iter_mut().zip(&self.reports) {
+            let digest = report.source_digest.to_string();
+            if self.resumed && (progress.read, &progress.digest) != (report.read, &digest) {
+                changed.push(format!(
+                    "{}: {} entities, digest {}, and now {}, digest {digest}",
+                    report.name, progress.read, progress.digest, report.read
+                ));
+            }
+            (progress.read, progress.digest) = (report.read, digest);
+        }
+        if changed.is_empty() {
+            return self.save();
+        }
+        let error = Error::new(Kind::Differs, "the migration cannot go on: the source changed since it was begun");
+        let error = changed.into_iter().fold(error, Error::caused_by);
+        Err(error.hint(
+            "stop what writes to the source, and migrate again with --restart; --existing overwrite takes along what was \
+             changed after it had been moved",
+        ))
+    }
+
+    async fn go_on_cleaning(&mut self, report: &mut Report) -> Result<()> {
+        for (report, progress) in self.reports.iter_mut().zip(&self.state.collections) {
+            report.read = progress.read;
+            report.quarantined = progress.quarantined;
+            (report.written, report.unchanged, report.skipped) =
+                (progress.written, progress.unchanged, progress.skipped);
+        }
+        if let Some(path) = &self.state.quarantine {
+            self.left_out = quarantine::read(path)?;
+        }
+        report.verified = true;
+        // Not asked for this time, it is left as it is.
+        if self.options.cleanup_source { self.clean_up().await } else { Ok(()) }
     }
 
     async fn back_up(&mut self, location: &Path) -> Result<PathBuf> {
         let since = Instant::now();
         self.tell(Event::Started { step: Step::BackUp, entities: Some(self.entities()) });
         let names: Vec<String> = self.collections.iter().map(|collection| collection.name.clone()).collect();
-        let watcher = &mut self.watcher;
-        let backup = backup::back_up(self.source, &names, location, |name, entities| {
-            watcher(Event::Advanced { step: Step::BackUp, collection: name.to_owned(), entities });
+        let mut entered = None;
+        let backup = backup::back_up(self.source, &names, location, |name, count| {
+            let position = names.iter().position(|it| it == name);
+            if position != entered {
+                entered = position;
+                position.into_iter().for_each(|position| self.enter(Step::BackUp, position));
+            }
+            position.into_iter().for_each(|position| self.advance(Step::BackUp, position, count));
+            self.check_stop()
         });
         let backup = backup.await?;
         for (report, (name, written)) in self.reports.iter().zip(&backup.counts) {
@@ -476,471 +496,77 @@ impl Migration<'_> {
         Ok(backup.path)
     }
 
-    async fn move_entities(&mut self) -> Result<()> {
-        let since = Instant::now();
-        self.tell(Event::Started { step: Step::Move, entities: Some(self.entities()) });
-        self.target.prepare(false, false).await?;
-        for position in 0..self.collections.len() {
-            let name = self.collections[position].name.clone();
-            let mut pages = read_ahead(self.source, &name, self.options.workers);
-            let mut loads = JoinSet::new();
-            let mut moved = 0;
-            while let Some(page) = pages.recv().await {
-                let mut page = page?.into_iter().peekable();
-                while page.peek().is_some() {
-                    let batch: Vec<Entity> = page.by_ref().take(self.options.batch_size.max(1) as usize).collect();
-                    moved += batch.len() as u64;
-                    if loads.len() >= side_by_side(self.options.workers) as usize {
-                        self.account(position, loads.join_next().await)?;
-                    }
-                    loads.spawn(load(self.target.clone(), name.clone(), batch, self.options.existing));
-                }
-            }
-            while !loads.is_empty() {
-                self.account(position, loads.join_next().await)?;
-            }
-            if moved != self.reports[position].read {
-                return Err(source_changed(&name, self.reports[position].read, moved));
-            }
-            self.target.flush().await?;
+    fn after_writing(&self, error: Error) -> Error {
+        if error.hint.is_some() {
+            return error;
         }
-        let (written, unchanged, skipped) = self.reports.iter().fold((0, 0, 0), |(written, unchanged, skipped), it| {
-            (written + it.written, unchanged + it.unchanged, skipped + it.skipped)
-        });
-        self.ended(Step::Move, since, format!("{written} written, {unchanged} unchanged, {skipped} skipped"));
-        Ok(())
+        let again = if self.place.is_some() { "the same command with --resume" } else { "the same command again" };
+        let source =
+            format!("the source is as it was, and what had arrived stays in the target: {again} goes on from there");
+        match &self.state.backup {
+            Some(path) => error.hint(format!("{source}; a backup of the source is {}", path.display())),
+            None => error.hint(source),
+        }
     }
 
-    /// Counts what became of a batch.
-    fn account(
-        &mut self,
-        position: usize,
-        ended: Option<std::result::Result<Result<(u64, Loaded)>, tokio::task::JoinError>>,
-    ) -> Result<()> {
-        let Some(ended) = ended else { return Ok(()) };
-        let (count, loaded) = ended.map_err(|error| broke_off("writing", error))??;
-        let report = &mut self.reports[position];
-        report.written += loaded.written;
-        report.unchanged += loaded.unchanged;
-        report.skipped += loaded.skipped;
-        let collection = self.collections[position].name.clone();
-        self.tell(Event::Advanced { step: Step::Move, collection, entities: count });
-        Ok(())
+    fn tell(&mut self, event: Event) {
+        (self.watcher)(event);
     }
 
-    /// Reads the target back. Where it was empty before, it must hold exactly the source; else the entities of the
-    /// source must be there, and those alone are compared.
-    async fn verify(&mut self) -> Result<()> {
-        let since = Instant::now();
-        self.tell(Event::Started { step: Step::Verify, entities: Some(self.entities()) });
-        for position in 0..self.collections.len() {
-            let name = self.collections[position].name.clone();
-            let expected = self.reports[position].source_digest.clone();
-            let found = if self.occupied[position] {
-                self.digest_of_moved(position).await?
-            } else {
-                let watcher = &mut self.watcher;
-                digest::of(self.target, &name, |entities| {
-                    watcher(Event::Advanced { step: Step::Verify, collection: name.clone(), entities });
-                })
-                .await?
+    /// Tells that a step comes to a collection.
+    fn enter(&mut self, step: Step, position: usize) {
+        let report = &self.reports[position];
+        let entities = (step != Step::Validate).then_some(report.read);
+        let collection = report.name.clone();
+        self.tell(Event::Entered { step, collection, entities });
+    }
+
+    /// Tells that more entities of a collection are done.
+    fn advance(&mut self, step: Step, position: usize, entities: u64) {
+        let collection = self.reports[position].name.clone();
+        self.tell(Event::Advanced { step, collection, entities });
+    }
+
+    fn ended(&mut self, step: Step, since: Instant, summary: String) {
+        let took = since.elapsed();
+        self.steps.push((step.name(), took));
+        self.tell(Event::Ended { step, summary, took });
+    }
+
+    fn entities(&self) -> u64 {
+        self.reports.iter().map(|report| report.read).sum()
+    }
+
+    /// Makes the state durable, where there is one.
+    fn save(&self) -> Result<()> {
+        match &self.place {
+            Some(place) => place.write(&self.state),
+            None => Ok(()),
+        }
+    }
+
+    /// An error once it was asked to stop.
+    fn check_stop(&self) -> Result<()> {
+        if !self.options.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // Before the first batch there is no state.
+        let hint =
+            match self.state.collections.iter().any(|progress| !progress.digest.is_empty()) && self.place.is_some() {
+                true => "the state is saved: the same command with --resume goes on from there",
+                false => "nothing was written: the same command begins again",
             };
-            self.reports[position].target_digest = Some(found.clone());
-            let skipped = self.reports[position].skipped;
-            // What was skipped differs by intention, and is not in `found`.
-            if found.count() + skipped != expected.count() || (skipped == 0 && found != expected) {
-                return Err(Error::new(Kind::Differs, format!("{name}: the target differs from the source"))
-                    .caused_by(format!("source: {} entities, digest {}", expected.count(), expected))
-                    .caused_by(format!("target: {} entities, digest {}", found.count(), found))
-                    .hint("something else wrote to one of the stores, or the target's plugin is faulty; the source was not changed"));
-            }
-        }
-        let skipped: u64 = self.reports.iter().map(|report| report.skipped).sum();
-        let equal = format!("{} equal", entities(self.entities() - skipped));
-        let summary = if skipped == 0 { equal } else { format!("{equal}, {skipped} skipped") };
-        self.ended(Step::Verify, since, summary);
-        Ok(())
+        Err(Error::new(Kind::Interrupted, "the migration was interrupted").hint(hint))
     }
-
-    /// The digest of what the target answers for the source's ids, without those it was to keep.
-    async fn digest_of_moved(&mut self, position: usize) -> Result<Digest> {
-        let collection = self.collections[position].clone();
-        let mut digest = Digest::default();
-        let mut pages = read_ahead(self.source, &collection.name, 1);
-        while let Some(page) = pages.recv().await {
-            let page = page?;
-            let names: Vec<String> = page.iter().map(|entity| entity.id.clone()).collect();
-            let stored = self.target.get(&collection.name, &names).await?;
-            let count = page.len() as u64;
-            for (entity, stored) in page.into_iter().zip(stored) {
-                let Some(stored) = stored else { continue };
-                let found = json::parse_object(&stored.body)?;
-                let skipped = self.options.existing == Existing::Skip
-                    && !json::equal_objects(&self.source.checked(&collection, entity)?.1, &found);
-                if !skipped {
-                    digest.add(&stored.id, &found);
-                }
-            }
-            self.tell(Event::Advanced { step: Step::Verify, collection: collection.name.clone(), entities: count });
-        }
-        Ok(digest)
-    }
-
-    /// Removes from the source what the target holds equal now, each by its version, referring collections first. What
-    /// the target was to keep of its own stays in the source too: it is nowhere else.
-    async fn clean_up(&mut self) -> Result<()> {
-        let since = Instant::now();
-        self.tell(Event::Started { step: Step::CleanUp, entities: Some(self.entities()) });
-        for position in (0..self.collections.len()).rev() {
-            let collection = self.collections[position].clone();
-            let mut pages = read_ahead(self.source, &collection.name, 1);
-            while let Some(page) = pages.recv().await {
-                let page = page?;
-                let count = page.len() as u64;
-                let writes = self.removals(&collection, page).await?;
-                for result in self.source.apply(writes, false).await? {
-                    result.map_err(|error| match error.kind {
-                        ErrorKind::VersionConflict | ErrorKind::NotFound => Error::from(error).hint(CHANGED_HINT),
-                        _ => error.into(),
-                    })?;
-                    self.reports[position].removed += 1;
-                }
-                let collection = collection.name.clone();
-                self.tell(Event::Advanced { step: Step::CleanUp, collection, entities: count });
-            }
-        }
-        let removed: u64 = self.reports.iter().map(|report| report.removed).sum();
-        self.ended(Step::CleanUp, since, format!("{} removed from the source", entities(removed)));
-        Ok(())
-    }
-
-    async fn removals(&self, collection: &Collection, page: Vec<Entity>) -> Result<Vec<Write>> {
-        let names: Vec<String> = page.iter().map(|entity| entity.id.clone()).collect();
-        let stored = self.target.get(&collection.name, &names).await?;
-        let mut removals = Vec::with_capacity(page.len());
-        for (entity, stored) in page.into_iter().zip(stored) {
-            let (entity, fields) = self.source.checked(collection, entity)?;
-            let is_there = match stored {
-                Some(stored) => json::equal_objects(&fields, &json::parse_object(&stored.body)?),
-                None => false,
-            };
-            if is_there {
-                let expect = Expectation::Version(entity.version);
-                removals.push(Write::Remove(Removal { collection: collection.name.clone(), id: entity.id, expect }));
-            } else if self.options.existing != Existing::Skip {
-                let message =
-                    format!("{} `{}` is not in the target as it is here", collection.name, one_line(&entity.id));
-                return Err(Error::new(Kind::Differs, message).hint(CHANGED_HINT));
-            }
-        }
-        Ok(removals)
-    }
-}
-
-/// The fields of an entity, or the rule that it breaks by being none.
-type Found = std::result::Result<Map<String, Value>, String>;
-
-/// A page of the source as the host sees it.
-struct Looked {
-    entities: Vec<(String, Found)>,
-    digest: Digest,
-    /// Rules that the target told the host of.
-    violations: Vec<Violation>,
-}
-
-/// Parses, checks and digests a page on another thread.
-fn look_at(
-    source: &Repository,
-    target: &Repository,
-    collection: &Collection,
-    page: Vec<Entity>,
-) -> tokio::task::JoinHandle<Looked> {
-    let (source, target, collection) = (source.clone(), target.clone(), collection.clone());
-    tokio::task::spawn_blocking(move || {
-        let mut looked =
-            Looked { entities: Vec::with_capacity(page.len()), digest: Digest::default(), violations: Vec::new() };
-        let enforces_fields = target.opened().enforces_fields;
-        let bytes_max = target.plugin().description.max_entity_bytes;
-        for (position, entity) in (0..).zip(page) {
-            let id = entity.id.clone();
-            if entity.body.len() as u64 > bytes_max {
-                let rule = format!("{}: an entity has at most {bytes_max} bytes", collection.name);
-                looked.violations.push(Violation { entity: position, rule });
-            }
-            let found = match source.checked(&collection, entity) {
-                Ok((_, fields)) => {
-                    looked.digest.add(&id, &fields);
-                    if enforces_fields {
-                        let rules = larder_model::rules::violations(&collection, &fields);
-                        looked.violations.extend(rules.into_iter().map(|rule| Violation { entity: position, rule }));
-                    }
-                    Ok(fields)
-                }
-                // The reason without the entity's name is the rule.
-                Err(error) => Err(match error.causes.first() {
-                    Some(cause) => format!("{}: not a valid entity: {}", collection.name, without_position(cause)),
-                    None => {
-                        format!("{}: an entity's `{}` is the name it is stored under", collection.name, collection.key)
-                    }
-                }),
-            };
-            looked.entities.push((id, found));
-        }
-        looked
-    })
-}
-
-/// A task of ours panicked.
-fn broke_off(what: &str, error: tokio::task::JoinError) -> Error {
-    Error::contract(ErrorKind::Internal, format!("{what} a page broke off")).caused_by(error)
 }
 
 fn source_changed(collection: &str, before: u64, now: u64) -> Error {
     Error::new(Kind::Differs, format!("{collection}: the source changed while it was read"))
         .caused_by(format!("{before} entities at first, {now} now"))
-        .hint("stop what writes to the source, and run the same command again")
-}
-
-/// A parser's message without its line and column, which differ from entity to entity.
-fn without_position(message: &str) -> &str {
-    message.split(" at line ").next().unwrap_or(message)
-}
-
-/// A store that says it cannot be used is not used.
-/// The answer is what it holds beside its entities.
-async fn check_end(repository: &Repository, needed: &str) -> Result<Vec<String>> {
-    let findings = repository.check().await?;
-    for property in ["reachable", needed] {
-        if findings.get(property) == Some(&Value::Bool(false)) {
-            let first = findings
-                .get("findings")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-                .find(|finding| finding.get("level").and_then(Value::as_str) == Some("error"))
-                .and_then(|finding| finding.get("message").and_then(Value::as_str));
-            let error =
-                Error::contract(ErrorKind::Unavailable, format!("store `{}` is not {property}", repository.name()))
-                    .hint(format!("`larder stores check --store {}` says more", repository.name()));
-            return Err(match first {
-                Some(message) => error.caused_by(one_line(message)),
-                None => error,
-            });
-        }
-    }
-    let unread = findings.get("unread").and_then(Value::as_array).into_iter().flatten();
-    Ok(unread.filter_map(Value::as_str).map(one_line).collect())
-}
-
-/// Writes a batch, all of which must be taken.
-async fn load(target: Repository, collection: String, batch: Vec<Entity>, existing: Existing) -> Result<(u64, Loaded)> {
-    let count = batch.len() as u64;
-    let ids: Vec<String> = batch.iter().map(|entity| entity.id.clone()).collect();
-    let loaded = target.load(&collection, batch, existing).await?;
-    match loaded.refused.first() {
-        None => Ok((count, loaded)),
-        Some((refused, error)) => {
-            let id = one_line(&ids[*refused as usize]);
-            Err(Error::from(error.clone()).context(format!("store `{}` refused {collection} `{id}`", target.name())))
-        }
-    }
-}
-
-/// More workers than cores only take turns.
-fn side_by_side(workers: u32) -> u32 {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    workers.clamp(1, u32::try_from(cores).unwrap_or(u32::MAX))
-}
-
-/// Reads a collection in the background, so that the next page is there when this one is done with.
-pub(crate) fn read_ahead(
-    repository: &Repository,
-    collection: &str,
-    workers: u32,
-) -> tokio::sync::mpsc::Receiver<Result<Vec<Entity>>> {
-    let segments = side_by_side(workers);
-    let (sender, receiver) = tokio::sync::mpsc::channel(PAGES_AHEAD);
-    for segment in 0..segments {
-        let (repository, collection, sender) = (repository.clone(), collection.to_owned(), sender.clone());
-        let last_word = sender.clone();
-        let reading = tokio::spawn(async move {
-            let mut cursor = None;
-            loop {
-                let page = repository.scan(&collection, segment, segments, cursor.as_deref(), PAGE_BYTES_MAX).await;
-                let (page, ended) = match page {
-                    Ok(batch) => {
-                        cursor = batch.next;
-                        (Ok(batch.entities), cursor.is_none())
-                    }
-                    Err(error) => (Err(error), true),
-                };
-                if sender.send(page).await.is_err() || ended {
-                    return;
-                }
-            }
-        });
-        // A reader that broke off must not look like one that came to the end.
-        tokio::spawn(async move {
-            if let Err(error) = reading.await {
-                let _ = last_word.send(Err(broke_off("reading", error))).await;
-            }
-        });
-    }
-    receiver
+        .hint("stop what writes to the source, and run the same command again, with --restart")
 }
 
 /// "1 entity", "2 entities".
 pub(crate) fn entities(count: u64) -> String {
     if count == 1 { "1 entity".into() } else { format!("{count} entities") }
-}
-
-/// What can be done about a rule that is broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Remedy {
-    /// It is no entity, wherever it is to go.
-    CorrectSource,
-    /// The target has a rule that the source has not.
-    RelaxTarget,
-    /// The target has another entity of that name.
-    ChooseExisting,
-}
-
-impl Remedy {
-    fn hint(self) -> &'static str {
-        match self {
-            Remedy::CorrectSource => "correct the entities in the source",
-            Remedy::RelaxTarget => {
-                "correct the entities in the source, or let the target be less strict: for a SQL store, \
-                 `\"constraints\": \"relaxed\"` keeps required fields, lengths and references open"
-            }
-            Remedy::ChooseExisting => {
-                "say with --existing skip or --existing overwrite whether the target's content stays or is replaced"
-            }
-        }
-    }
-}
-
-#[derive(Default)]
-struct BrokenRules {
-    rules: BTreeMap<String, (u64, String)>,
-    remedies: BTreeSet<Remedy>,
-    entities: HashSet<[u8; 16]>,
-    more: u64,
-}
-
-impl BrokenRules {
-    /// `example` is what to look at where it is the first to break the rule: the entity, and what is wrong with it.
-    fn add(&mut self, rule: String, remedy: Remedy, collection: &str, id: &str, example: impl FnOnce() -> String) {
-        self.entities.insert(hash(&[collection, id]));
-        self.remedies.insert(remedy);
-        if let Some((count, _)) = self.rules.get_mut(&rule) {
-            *count += 1;
-        } else if self.rules.len() < RULES_MAX {
-            self.rules.insert(rule, (1, example()));
-        } else {
-            self.more += 1;
-        }
-    }
-
-    fn into_error(mut self, target: &str) -> Error {
-        let count = self.entities.len() as u64;
-        let verb = if count == 1 { "breaks" } else { "break" };
-        let mut error = Error::new(
-            Kind::Differs,
-            format!("{} {verb} a rule of store `{target}`; nothing was written", entities(count)),
-        );
-        for (rule, (count, example)) in self.rules {
-            error = error.caused_by(format!("{rule}: {}, for example {example}", entities(count)));
-        }
-        if self.more > 0 {
-            error = error.caused_by(format!("{} more under other rules", self.more));
-        }
-        if self.remedies.contains(&Remedy::RelaxTarget) {
-            // Its hint says so too.
-            self.remedies.remove(&Remedy::CorrectSource);
-        }
-        let hints: Vec<&str> = self.remedies.into_iter().map(Remedy::hint).collect();
-        error.hint(hints.join("; "))
-    }
-}
-
-fn hash(parts: &[&str]) -> [u8; 16] {
-    let mut hasher = Sha256::new();
-    for part in parts {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    let mut short = [0; 16];
-    short.copy_from_slice(&hasher.finalize()[..16]);
-    short
-}
-
-/// Ids of the collections that others refer to, where the target insists on them. Collections come in the order of
-/// reference; what refers to its own collection, or in a circle, is looked up once that collection was read.
-struct ReferencedIds {
-    known: BTreeMap<String, HashSet<[u8; 16]>>,
-    read: HashSet<String>,
-    enforced: bool,
-}
-
-impl ReferencedIds {
-    fn new(collections: &[Collection], enforced: bool) -> Self {
-        let referenced = collections.iter().flat_map(|collection| &collection.references);
-        let known = if enforced {
-            referenced.map(|it| (it.collection.clone(), HashSet::new())).collect()
-        } else {
-            BTreeMap::new()
-        };
-        ReferencedIds { known, read: HashSet::new(), enforced }
-    }
-
-    fn is_wanted(&self, collection: &str) -> bool {
-        self.known.contains_key(collection)
-    }
-
-    /// Those that are referred to and not moved along: what the target holds of them counts.
-    fn outside(&self, collections: &[Collection]) -> Vec<String> {
-        self.known.keys().filter(|name| collections.iter().all(|it| it.name != **name)).cloned().collect()
-    }
-
-    async fn add_all_of(&mut self, repository: &Repository, collection: &str) -> Result<()> {
-        let mut pages = read_ahead(repository, collection, 1);
-        while let Some(page) = pages.recv().await {
-            for entity in page? {
-                self.add(collection, &entity.id);
-            }
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, collection: &str, id: &str) {
-        if let Some(ids) = self.known.get_mut(collection) {
-            ids.insert(hash(&[id]));
-        }
-    }
-
-    fn resolve(&mut self, collection: &str) {
-        self.read.insert(collection.into());
-    }
-
-    fn look(&mut self, collection: &Collection, id: &str, fields: &Map<String, Value>, broken: &mut BrokenRules) {
-        self.add(&collection.name, id);
-        if !self.enforced {
-            return;
-        }
-        for reference in &collection.references {
-            let Some(Value::String(to)) = fields.get(&reference.field) else { continue };
-            // Its own collection, or one of a circle, is not read yet: the target itself will tell.
-            let is_read = self.read.contains(&reference.collection);
-            if is_read && !self.known[&reference.collection].contains(&hash(&[to])) {
-                broken.add(
-                    format!("{}.{} must name an entity of {}", collection.name, reference.field, reference.collection),
-                    Remedy::RelaxTarget,
-                    &collection.name,
-                    id,
-                    || format!("{}, which names {}", json::quoted(id), json::quoted(to)),
-                );
-            }
-        }
-    }
 }

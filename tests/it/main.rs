@@ -46,6 +46,9 @@ mod contention;
 // Moving data, with real and realistic input.
 mod migration;
 
+// Migrations that do not run through.
+mod resuming;
+
 // Every kind of store to every other one.
 mod pairs;
 

@@ -27,7 +27,7 @@ const STORES: &str = r#"{
   "migration": {"backup_location": "@/backups"}
 }"#;
 
-const SOURCE: &str = "data/request_database.json";
+pub const SOURCE: &str = "data/request_database.json";
 const BACK: &str = "back/request_database.json";
 
 /// A folder whose JSON store holds `document`.
@@ -42,7 +42,7 @@ fn folder_with(document: &str, collections: &str) -> Folder {
 }
 
 /// The same with a database for one of the stores of PostgreSQL, or with tables for that of DynamoDB, if it is one of those.
-fn folder_for(document: &str, store: &str) -> Folder {
+pub fn folder_for(document: &str, store: &str) -> Folder {
     let folder = Folder::for_store(&STORES.replace("COLLECTIONS", ""), store);
     folder.write(SOURCE, document);
     folder
@@ -53,14 +53,14 @@ fn sample(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn migrate(folder: &Folder, from: &str, to: &str, more: &[&str]) -> Run {
+pub fn migrate(folder: &Folder, from: &str, to: &str, more: &[&str]) -> Run {
     let mut arguments = vec!["migrate", "--from", from, "--to", to];
     arguments.extend(more);
     folder.larder(&arguments)
 }
 
 /// The report at the end of what `--format json` printed.
-fn report(run: &Run) -> Map<String, Value> {
+pub fn report(run: &Run) -> Map<String, Value> {
     let report = object(run.stdout.lines().last().expect("a line"));
     assert_eq!(report["event"], "report", "{run:#?}");
     report
@@ -572,11 +572,16 @@ async fn verify_names_the_collection_that_was_edited_by_hand() {
         run.stdout,
         "templates: 3 entities, equal\nrequests: 4 entities, equal\nmachines: 8 entities and 8 entities, different\n"
     );
-    assert_eq!(run.stderr, "error: stores `json` and `sql` differ in machines\n");
+    assert_eq!(
+        run.stderr,
+        "error: stores `json` and `sql` differ in machines\ncaused by: machines `machine-2003`: different in `status`\n"
+    );
     let run =
         folder.larder(&["verify", "--from", "sql", "--to", "json", "--collection", "machines", "--format", "json"]);
     let line = object(run.exits(1).stdout.lines().next().unwrap());
     assert_eq!((&line["collection"], &line["equal"]), (&"machines".into(), &false.into()));
+    let listed = r#"[{"key":"machine-2003","difference":"different","fields":["status"]}]"#;
+    assert_eq!(line["differences"]["listed"].to_string(), listed);
     folder.larder(&["verify", "--from", "json", "--to", "sql", "--collection", "templates"]).exits(0);
 
     // One fewer is a difference too.
@@ -584,6 +589,7 @@ async fn verify_names_the_collection_that_was_edited_by_hand() {
     folder.larder(&["delete", "machines", "machine-2003", "--store", "back"]).exits(0);
     let run = folder.larder(&["verify", "--from", "json", "--to", "back"]).exits(1);
     assert!(run.stdout.ends_with("machines: 8 entities and 7 entities, different\n"), "{run:#?}");
+    assert!(run.stderr.ends_with("caused by: machines `machine-2003`: only in the source\n"), "{run:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

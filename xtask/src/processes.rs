@@ -1,6 +1,6 @@
 //! The long forms of tests that take minutes: `cargo xtask crash` and `cargo xtask contention`, which start processes of
-//! their own and kill some of them (`tests/it/crash.rs` and `tests/it/contention.rs`), `cargo xtask pairs` and `cargo xtask
-//! clients`. The tests print what was done.
+//! their own and kill some of them (`tests/it/crash.rs` and `tests/it/contention.rs`), `cargo xtask interruptions`, which
+//! kills migrations (`tests/it/resuming.rs`), `cargo xtask pairs` and `cargo xtask clients`. The tests print what was done.
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +12,13 @@ pub(crate) fn crash(arguments: &[&str]) -> Result<()> {
     let ["--kills", kills] = *arguments else { bail!("usage: cargo xtask crash --kills N") };
     let kills: u32 = kills.parse().with_context(|| format!("{kills} is no number of kills"))?;
     run("crash::", "LARDER_CRASH_KILLS", &kills.to_string())
+}
+
+/// Kills migrations while they run, at least `--kills N` of them for each pair of stores, and goes on with them.
+pub(crate) fn interruptions(arguments: &[&str]) -> Result<()> {
+    let ["--kills", kills] = *arguments else { bail!("usage: cargo xtask interruptions --kills N") };
+    let kills: u32 = kills.parse().with_context(|| format!("{kills} is no number of kills"))?;
+    run("resuming::a_killed", "LARDER_MIGRATION_KILLS", &kills.to_string())
 }
 
 /// Moves 20,000 entities that are easy to damage from every kind of store to every other one (`tests/it/pairs.rs`).

@@ -19,7 +19,7 @@ pub(super) async fn run(context: &mut Context, args: ExportArgs) -> Result<()> {
         }
         let mut pages = migration::read_ahead(&repository, &collection.name, 1);
         while let Some(page) = pages.recv().await {
-            for entity in page? {
+            for entity in page?.entities {
                 let (_, fields) = repository.checked(&collection, entity)?;
                 let line = json!({ "collection": collection.name, "entity": Value::Object(fields) });
                 context.printer.verbatim(&format!("{line}\n"))?;

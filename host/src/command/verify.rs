@@ -1,11 +1,13 @@
 //! `larder verify`: whether two stores hold the same.
 
+use std::time::Instant;
+
 use serde_json::json;
 
-use super::{Context, entities};
+use super::{Context, entities, is_json};
 use crate::cli::VerifyArgs;
-use crate::error::{Error, Kind, Result};
-use crate::migration;
+use crate::error::Result;
+use crate::migration::{self, Differences, StoreReport};
 
 pub(super) async fn run(context: &mut Context, args: VerifyArgs) -> Result<()> {
     let source = context.open(Some(&args.from)).await?;
@@ -15,31 +17,35 @@ pub(super) async fn run(context: &mut Context, args: VerifyArgs) -> Result<()> {
     } else {
         args.collection
     };
+    let since = Instant::now();
     let compared = migration::verify(&source, &target, &names).await?;
-    let mut different = Vec::new();
-    for (name, left, right) in compared {
-        let equal = left == right;
-        let text = if equal {
-            format!("{name}: {}, equal", entities(left.count()))
-        } else {
-            format!("{name}: {} and {}, different", entities(left.count()), entities(right.count()))
+    for it in &compared {
+        let (name, left, right) = (&it.name, &it.source, &it.target);
+        let text = match it.differences {
+            None => format!("{name}: {}, equal", entities(left.count())),
+            Some(_) => format!("{name}: {} and {}, different", entities(left.count()), entities(right.count())),
         };
         let value = json!({
             "collection": name,
-            "equal": equal,
+            "equal": it.differences.is_none(),
             "from": { "count": left.count(), "digest": left.to_string() },
             "to": { "count": right.count(), "digest": right.to_string() },
+            "differences": it.differences.as_ref().map(Differences::value),
         });
         context.printer.result(text, &value)?;
-        if !equal {
-            different.push(name);
-        }
     }
-    if different.is_empty() {
-        return Ok(());
+    let error = migration::differ(&args.from, &args.to, &compared);
+    if is_json(context) {
+        context.printer.result(
+            "",
+            &json!({
+                "event": "report",
+                "equal": error.is_none(),
+                "from": StoreReport::of(&source).value(),
+                "to": StoreReport::of(&target).value(),
+                "seconds": since.elapsed().as_secs_f64(),
+            }),
+        )?;
     }
-    Err(Error::new(
-        Kind::Differs,
-        format!("stores `{}` and `{}` differ in {}", args.from, args.to, different.join(", ")),
-    ))
+    error.map_or(Ok(()), Err)
 }

@@ -14,13 +14,13 @@ use crate::error::{Error, Result};
 use crate::repository::Repository;
 
 /// Writes all that these collections of a store hold into a new file, of `location` where that ends in `.json` and below
-/// that folder otherwise. `advance` is told how many more entities of which collection are written. What others
-/// write meanwhile may be in it or not.
+/// that folder otherwise. `advance` is told how many more entities of which collection are written, and says whether
+/// to go on. What others write meanwhile may be in it or not.
 pub(super) async fn back_up(
     store: &Repository,
     collections: &[String],
     location: &Path,
-    mut advance: impl FnMut(&str, u64),
+    mut advance: impl FnMut(&str, u64) -> Result<()>,
 ) -> Result<BackedUp> {
     let mut backup = Backup::create(location, store.name())?;
     let mut counts = Vec::with_capacity(collections.len());
@@ -28,9 +28,9 @@ pub(super) async fn back_up(
         backup.begin_collection(name)?;
         let mut pages = read_ahead(store, name, 1);
         while let Some(page) = pages.recv().await {
-            let page = page?;
+            let page = page?.entities;
             backup.write(&page)?;
-            advance(name, page.len() as u64);
+            advance(name, page.len() as u64)?;
         }
         counts.push((name.clone(), backup.end_collection()?));
     }

@@ -1,53 +1,52 @@
 //! A digest of a collection's content that does not depend on the order it is read in: each entity's canonical form is
-//! hashed, and the hashes are summed.
+//! hashed, and the hashes are summed, in buckets by the id's hash, so that what differs can be found again.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 
-use larder_model::json;
+use larder_model::{Entity, json};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{broke_off, read_ahead};
+use super::pages::{broke_off, read_ahead};
 use crate::error::Result;
 use crate::repository::Repository;
 
-/// How many entities, and the sum of their hashes modulo 2^256. Two collections with equal digests hold the same
-/// entities under the same ids, by exact JSON value.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Digest {
-    count: u64,
-    /// Least significant first.
-    sum: [u64; 4],
+/// Parts of a collection that are summed apart.
+pub(super) const BUCKETS: usize = 4096;
+
+/// How many, and the sum of their hashes modulo 2^256, least significant word first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Sum {
+    pub(super) count: u64,
+    words: [u64; 4],
 }
 
-impl Digest {
-    /// How many entities were added.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// Adds an entity.
-    pub fn add(&mut self, id: &str, fields: &Map<String, Value>) {
-        let mut canonical = Vec::with_capacity(1024);
-        json::canonical_object(fields, &mut canonical);
-        let mut hasher = Sha256::new();
-        hasher.update((id.len() as u64).to_le_bytes());
-        hasher.update(id);
-        hasher.update(&canonical);
-        let hash = hasher.finalize();
-        let mut term = Digest { count: 1, sum: [0; 4] };
-        for (word, bytes) in term.sum.iter_mut().zip(hash.chunks_exact(8)) {
+impl Sum {
+    /// Of one hash.
+    fn of(hash: &[u8]) -> Sum {
+        let mut sum = Sum { count: 1, words: [0; 4] };
+        for (word, bytes) in sum.words.iter_mut().zip(hash.chunks_exact(8)) {
             *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         }
-        self.merge(&term);
+        sum
     }
 
-    /// Adds what was added to another digest.
-    pub fn merge(&mut self, other: &Digest) {
+    /// Of an entity as the strategy gave it. Cheaper than its content's, because nothing is parsed, and good only for
+    /// telling whether it gives the same again.
+    pub(super) fn of_raw(entity: &Entity) -> Sum {
+        let mut hasher = Sha256::new();
+        hasher.update((entity.id.len() as u64).to_le_bytes());
+        hasher.update(&entity.id);
+        hasher.update(entity.version.to_le_bytes());
+        hasher.update(&entity.body);
+        Sum::of(&hasher.finalize())
+    }
+
+    pub(super) fn add(&mut self, other: &Sum) {
         self.count += other.count;
         let mut carry = false;
-        for (word, term) in self.sum.iter_mut().zip(other.sum) {
+        for (word, term) in self.words.iter_mut().zip(other.words) {
             let (sum, first) = word.overflowing_add(term);
             let (sum, second) = sum.overflowing_add(u64::from(carry));
             (*word, carry) = (sum, first || second);
@@ -55,14 +54,103 @@ impl Digest {
     }
 }
 
-impl fmt::Display for Digest {
+impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.sum.iter().rev().try_for_each(|word| write!(f, "{word:016x}"))
+        self.words.iter().rev().try_for_each(|word| write!(f, "{word:016x}"))
     }
 }
 
-/// The digest of a stored collection; `advanced` is told how many entities each page had.
-pub(crate) async fn of(repository: &Repository, collection: &str, mut advanced: impl FnMut(u64)) -> Result<Digest> {
+/// One entity's part of a digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Term {
+    pub(super) bucket: u16,
+    pub(super) sum: Sum,
+}
+
+impl Term {
+    pub(super) fn new(id: &str, fields: &Map<String, Value>) -> Term {
+        let mut canonical = Vec::with_capacity(1024);
+        json::canonical_object(fields, &mut canonical);
+        let mut hasher = Sha256::new();
+        hasher.update((id.len() as u64).to_le_bytes());
+        hasher.update(id);
+        hasher.update(&canonical);
+        Term { bucket: bucket_of(id), sum: Sum::of(&hasher.finalize()) }
+    }
+}
+
+/// The bucket of an id.
+pub(super) fn bucket_of(id: &str) -> u16 {
+    let hash = Sha256::digest(id);
+    u16::from_le_bytes([hash[0], hash[1]]) % BUCKETS as u16
+}
+
+/// How many entities, and the sum of their hashes. Two collections with equal digests hold the same entities under the
+/// same ids, by exact JSON value.
+#[derive(Debug, Clone, Default)]
+pub struct Digest {
+    total: Sum,
+    /// Empty as long as nothing was added.
+    buckets: Vec<Sum>,
+}
+
+/// Equal totals are proof enough: the buckets only tell where to look.
+impl PartialEq for Digest {
+    fn eq(&self, other: &Digest) -> bool {
+        self.total == other.total
+    }
+}
+
+impl Eq for Digest {}
+
+impl Digest {
+    /// How many entities were added.
+    pub fn count(&self) -> u64 {
+        self.total.count
+    }
+
+    pub(super) fn add(&mut self, term: &Term) {
+        if self.buckets.is_empty() {
+            self.buckets = vec![Sum::default(); BUCKETS];
+        }
+        self.total.add(&term.sum);
+        self.buckets[usize::from(term.bucket)].add(&term.sum);
+    }
+
+    /// One bucket.
+    pub(super) fn bucket(&self, bucket: u16) -> Sum {
+        self.buckets.get(usize::from(bucket)).copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.total.fmt(f)
+    }
+}
+
+/// Ids that a digest leaves out, as [`hash`] has them.
+pub(super) type LeftOut = HashSet<[u8; 16]>;
+
+/// A name, short: for sets that must not grow with the names' lengths.
+pub(super) fn hash(parts: &[&str]) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    let mut short = [0; 16];
+    short.copy_from_slice(&hasher.finalize()[..16]);
+    short
+}
+
+/// The digest of a stored collection; `advanced` is told how many entities each page had, and says whether to go on.
+pub(super) async fn of(
+    repository: &Repository,
+    collection: &str,
+    left_out: &LeftOut,
+    mut advanced: impl FnMut(u64) -> Result<()>,
+) -> Result<Digest> {
     let definition = repository.collection(collection)?;
     let mut digest = Digest::default();
     let mut pages = read_ahead(repository, collection, 1);
@@ -72,23 +160,42 @@ pub(crate) async fn of(repository: &Repository, collection: &str, mut advanced: 
         if parsing.len() < 2
             && let Some(page) = pages.recv().await
         {
-            let (page, repository, definition) = (page?, repository.clone(), definition.clone());
-            parsing.push_back(tokio::task::spawn_blocking(move || -> Result<Digest> {
-                let mut digest = Digest::default();
-                for entity in page {
+            let (mut page, repository, definition) = (page?.entities, repository.clone(), definition.clone());
+            if !left_out.is_empty() {
+                page.retain(|entity| !left_out.contains(&hash(&[collection, &entity.id])));
+            }
+            parsing.push_back(tokio::task::spawn_blocking(move || -> Result<Vec<Term>> {
+                let term = |entity| {
                     let (entity, fields) = repository.checked(&definition, entity)?;
-                    digest.add(&entity.id, &fields);
-                }
-                Ok(digest)
+                    Ok(Term::new(&entity.id, &fields))
+                };
+                page.into_iter().map(term).collect()
             }));
             continue;
         }
         let Some(parsed) = parsing.pop_front() else { break };
-        let parsed = parsed.await.map_err(|error| broke_off("reading", error))??;
-        advanced(parsed.count());
-        digest.merge(&parsed);
+        let terms = parsed.await.map_err(|error| broke_off("reading", error))??;
+        terms.iter().for_each(|term| digest.add(term));
+        advanced(terms.len() as u64)?;
     }
     Ok(digest)
+}
+
+/// The sum over a stored collection as the strategy gives it.
+pub(super) async fn of_raw(repository: &Repository, collection: &str) -> Result<Sum> {
+    let mut sum = Sum::default();
+    let mut pages = read_ahead(repository, collection, 1);
+    while let Some(page) = pages.recv().await {
+        let entities = page?.entities;
+        let hashed = tokio::task::spawn_blocking(move || {
+            entities.iter().fold(Sum::default(), |mut sum, entity| {
+                sum.add(&Sum::of_raw(entity));
+                sum
+            })
+        });
+        sum.add(&hashed.await.map_err(|error| broke_off("reading", error))?);
+    }
+    Ok(sum)
 }
 
 #[cfg(test)]
@@ -98,7 +205,7 @@ mod tests {
     fn digest(entities: &[(&str, &str)]) -> Digest {
         let mut digest = Digest::default();
         for (id, body) in entities {
-            digest.add(id, &json::parse_object(body.as_bytes()).unwrap());
+            digest.add(&Term::new(id, &json::parse_object(body.as_bytes()).unwrap()));
         }
         digest
     }
@@ -123,5 +230,13 @@ mod tests {
         ] {
             assert_ne!(one, other);
         }
+    }
+
+    #[test]
+    fn buckets_make_up_the_whole() {
+        let one = digest(&[("a", r#"{"x":1}"#), ("b", "{}"), ("c", "{}")]);
+        let mut sum = Sum::default();
+        (0..BUCKETS as u16).for_each(|bucket| sum.add(&one.bucket(bucket)));
+        assert_eq!((sum.to_string(), sum.count), (one.to_string(), 3));
     }
 }

@@ -1,0 +1,125 @@
+//! Reading a collection in the background, segment by segment, so that the next page is there when this one is done with;
+//! and saying where in a segment something stands, so that another process can go on from there.
+
+use larder_model::{Entity, ErrorKind};
+
+use super::pace::patiently;
+use crate::error::{Error, Result};
+use crate::repository::{PAGE_BYTES_MAX, Repository};
+
+/// Pages that are read ahead of the writing: one under way and one waiting keep both sides busy.
+const PAGES_AHEAD: usize = 2;
+
+/// Where in a segment reading goes on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Position {
+    /// The strategy's own; none for the beginning.
+    pub(super) cursor: Option<Vec<u8>>,
+    /// So many entities behind the cursor.
+    pub(super) skip: u64,
+    /// There is nothing more.
+    pub(super) ended: bool,
+}
+
+/// Entities that were read at once.
+pub(crate) struct Page {
+    pub(crate) entities: Vec<Entity>,
+    pub(super) segment: u32,
+    /// Where the first of them stands.
+    from: Position,
+    next: Position,
+}
+
+impl Page {
+    /// Where reading goes on behind the first `count` of what were `len` entities.
+    pub(super) fn position_after(&self, count: usize, len: usize) -> Position {
+        if count < len {
+            return Position { skip: self.from.skip + count as u64, ..self.from.clone() };
+        }
+        self.next.clone()
+    }
+}
+
+/// More workers than cores only take turns.
+pub(super) fn side_by_side(workers: u32) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    workers.clamp(1, u32::try_from(cores).unwrap_or(u32::MAX))
+}
+
+/// Reads all of a collection.
+pub(crate) fn read_ahead(
+    repository: &Repository,
+    collection: &str,
+    workers: u32,
+) -> tokio::sync::mpsc::Receiver<Result<Page>> {
+    read_from(repository, collection, &vec![Position::default(); side_by_side(workers) as usize])
+}
+
+/// Reads what stands behind these positions, one for each segment.
+pub(super) fn read_from(
+    repository: &Repository,
+    collection: &str,
+    positions: &[Position],
+) -> tokio::sync::mpsc::Receiver<Result<Page>> {
+    let segments = positions.len() as u32;
+    let (sender, receiver) = tokio::sync::mpsc::channel(PAGES_AHEAD);
+    for (segment, from) in (0..).zip(positions.iter().cloned()) {
+        if from.ended {
+            continue;
+        }
+        let (repository, collection, sender) = (repository.clone(), collection.to_owned(), sender.clone());
+        let last_word = sender.clone();
+        let reading = tokio::spawn(async move {
+            let mut from = from;
+            loop {
+                let cursor = from.cursor.as_deref();
+                let read = patiently(|| repository.scan(&collection, segment, segments, cursor, PAGE_BYTES_MAX)).await;
+                let (page, ended) = match read {
+                    Ok(batch) => {
+                        let skipped = batch.entities.len().min(usize::try_from(from.skip).unwrap_or(usize::MAX));
+                        let mut entities = batch.entities;
+                        entities.drain(..skipped);
+                        let skip = from.skip - skipped as u64;
+                        let next = Position { ended: batch.next.is_none(), cursor: batch.next, skip };
+                        let page = Page { entities, segment, from, next: next.clone() };
+                        from = next;
+                        (Ok(page), from.ended)
+                    }
+                    Err(error) => (Err(error), true),
+                };
+                if sender.send(page).await.is_err() || ended {
+                    return;
+                }
+            }
+        });
+        // A reader that broke off must not look like one that came to the end.
+        tokio::spawn(async move {
+            if let Err(error) = reading.await {
+                let _ = last_word.send(Err(broke_off("reading", error))).await;
+            }
+        });
+    }
+    receiver
+}
+
+/// A task of ours panicked.
+pub(super) fn broke_off(what: &str, error: tokio::task::JoinError) -> Error {
+    Error::contract(ErrorKind::Internal, format!("{what} a page broke off")).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_counts_on_from_where_the_page_began_and_passes_to_the_next_page_at_its_end() {
+        let at = |cursor: &str, skip| Position { cursor: Some(cursor.into()), skip, ended: false };
+        let mut page = Page { entities: Vec::new(), segment: 0, from: at("a", 7), next: at("b", 0) };
+        assert_eq!(page.position_after(1, 10), at("a", 8));
+        assert_eq!(page.position_after(9, 10), at("a", 16));
+        assert_eq!(page.position_after(10, 10), at("b", 0));
+        // All of it was skipped, and there is more to skip.
+        page.next = at("b", 3);
+        assert_eq!(page.position_after(0, 0), at("b", 3));
+    }
+}

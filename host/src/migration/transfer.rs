@@ -1,0 +1,232 @@
+//! The step that writes: batches go to the target while the next page is read, several side by side, and what has arrived
+//! is noted in the state again and again, so that little has to be done twice.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use larder_model::{Entity, ErrorKind, Existing, Loaded};
+use tokio::task::JoinSet;
+
+use super::digest::hash;
+use super::pace::{Limiter, Patience};
+use super::pages::{Position, broke_off, read_from, side_by_side};
+use super::{Event, Migration, Step, source_changed};
+use crate::error::{Error, Result};
+use crate::plugin::instance::one_line;
+use crate::repository::Repository;
+
+/// A checkpoint is made when so many times its cost has passed since the last one: it makes what is on its way durable
+/// first, and must not slow the migration down.
+const CHECKPOINT_COSTS: u32 = 20;
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, Default)]
+struct Settled {
+    entities: u64,
+    written: u64,
+    unchanged: u64,
+    skipped: u64,
+    quarantined: u64,
+}
+
+/// A batch under way, or ended while one before it is not.
+struct Slot {
+    /// Where its segment goes on behind it.
+    end: Position,
+    settled: Option<Settled>,
+}
+
+/// The batches of one segment, from the first that has not ended.
+#[derive(Default)]
+struct Segment {
+    slots: VecDeque<Slot>,
+    /// The number of the first of them.
+    first: u64,
+}
+
+/// Which segment, which batch of it, and what became of it.
+type Ended = (usize, u64, Result<Settled>);
+
+/// The batches of one collection.
+struct Batches {
+    position: usize,
+    segments: Vec<Segment>,
+    loads: JoinSet<Ended>,
+}
+
+impl Migration<'_> {
+    pub(super) async fn move_entities(&mut self) -> Result<()> {
+        let since = Instant::now();
+        self.tell(Event::Started { step: Step::Move, entities: Some(self.entities()) });
+        self.target.prepare(false, false).await?;
+        let mut limiter = Limiter::new(self.options.max_rate);
+        for position in 0..self.collections.len() {
+            self.move_collection(position, &mut limiter).await?;
+        }
+        let (written, unchanged, skipped) = self.reports.iter().fold((0, 0, 0), |(written, unchanged, skipped), it| {
+            (written + it.written, unchanged + it.unchanged, skipped + it.skipped)
+        });
+        self.ended(Step::Move, since, format!("{written} written, {unchanged} unchanged, {skipped} skipped"));
+        Ok(())
+    }
+
+    async fn move_collection(&mut self, position: usize, limiter: &mut Limiter) -> Result<()> {
+        self.enter(Step::Move, position);
+        let progress = &self.state.collections[position];
+        let report = &mut self.reports[position];
+        (report.written, report.unchanged, report.skipped) = (progress.written, progress.unchanged, progress.skipped);
+        let segments = progress.positions.iter().map(|_| Segment::default()).collect();
+        let done = progress.written + progress.unchanged + progress.skipped + progress.quarantined;
+        let mut batches = Batches { position, segments, loads: JoinSet::new() };
+        self.advance(Step::Move, position, done);
+        let mut ended = self.move_pages(&mut batches, limiter).await;
+        // Whatever ended it, what was on its way arrives and counts.
+        while let Some(load) = batches.loads.join_next().await {
+            let settled = self.settle(&mut batches, load);
+            ended = ended.and(settled);
+        }
+        let saved = match self.target.flush().await {
+            Ok(()) => self.save(),
+            Err(error) => Err(error),
+        };
+        ended.and(saved)?;
+        let (report, progress) = (&self.reports[position], &self.state.collections[position]);
+        if !report.is_balanced() || progress.quarantined != report.quarantined {
+            let moved = report.written + report.unchanged + report.skipped + progress.quarantined;
+            return Err(source_changed(&report.name, report.read, moved));
+        }
+        Ok(())
+    }
+
+    async fn move_pages(&mut self, batches: &mut Batches, limiter: &mut Limiter) -> Result<()> {
+        let position = batches.position;
+        let name = self.collections[position].name.clone();
+        let batch_size = limiter.at_once(self.options.batch_size) as usize;
+        let mut pages = read_from(self.source, &name, &self.state.collections[position].positions);
+        while let Some(page) = pages.recv().await {
+            let mut page = page?;
+            let entities = std::mem::take(&mut page.entities);
+            let (len, mut done) = (entities.len(), 0);
+            let mut entities = entities.into_iter();
+            loop {
+                self.check_stop()?;
+                let mut batch: Vec<Entity> = entities.by_ref().take(batch_size).collect();
+                done += batch.len();
+                // The page's last batch takes the segment to the next page, also where the page was empty.
+                let end = page.position_after(done, len);
+                let count = batch.len() as u64;
+                if !self.left_out.is_empty() {
+                    batch.retain(|entity| !self.left_out.contains(&hash(&[&name, &entity.id])));
+                }
+                let quarantined = count - batch.len() as u64;
+                limiter.pass(batch.len()).await;
+                while batches.loads.len() >= side_by_side(self.options.workers) as usize {
+                    if let Some(load) = batches.loads.join_next().await {
+                        self.settle(batches, load)?;
+                        self.checkpoint_if_due().await?;
+                    }
+                }
+                let segment = page.segment as usize;
+                let number = batches.segments[segment].first + batches.segments[segment].slots.len() as u64;
+                batches.segments[segment].slots.push_back(Slot { end, settled: None });
+                let (target, collection, existing) = (self.target.clone(), name.clone(), self.options.existing);
+                batches.loads.spawn(async move {
+                    let loaded = load(&target, &collection, batch, existing).await;
+                    let settled = loaded.map(|it| Settled {
+                        entities: count,
+                        written: it.written,
+                        unchanged: it.unchanged,
+                        skipped: it.skipped,
+                        quarantined,
+                    });
+                    (segment, number, settled)
+                });
+                if done == len {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what became of a batch, and moves its segment's position on as far as all before it has ended.
+    fn settle(
+        &mut self,
+        batches: &mut Batches,
+        ended: std::result::Result<Ended, tokio::task::JoinError>,
+    ) -> Result<()> {
+        let (segment, number, settled) = ended.map_err(|error| broke_off("writing", error))?;
+        let settled = settled?;
+        let report = &mut self.reports[batches.position];
+        report.written += settled.written;
+        report.unchanged += settled.unchanged;
+        report.skipped += settled.skipped;
+        let Segment { slots, first } = &mut batches.segments[segment];
+        slots[(number - *first) as usize].settled = Some(settled);
+        let progress = &mut self.state.collections[batches.position];
+        while let Some(settled) = slots.front().and_then(|slot| slot.settled) {
+            if let Some(slot) = slots.pop_front() {
+                progress.positions[segment] = slot.end;
+            }
+            *first += 1;
+            progress.written += settled.written;
+            progress.unchanged += settled.unchanged;
+            progress.skipped += settled.skipped;
+            progress.quarantined += settled.quarantined;
+        }
+        self.advance(Step::Move, batches.position, settled.entities);
+        Ok(())
+    }
+
+    async fn checkpoint_if_due(&mut self) -> Result<()> {
+        if self.place.is_none() || Instant::now() < self.checkpoint_due {
+            return Ok(());
+        }
+        let since = Instant::now();
+        // Only what is durable counts as arrived.
+        self.target.flush().await?;
+        self.save()?;
+        self.checkpoint_due = Instant::now() + (since.elapsed() * CHECKPOINT_COSTS).max(Duration::from_millis(1));
+        Ok(())
+    }
+}
+
+/// Positions at the beginning of a collection.
+pub(super) fn from_the_beginning(workers: u32) -> Vec<Position> {
+    vec![Position::default(); side_by_side(workers) as usize]
+}
+
+/// Writes a batch, all of which must be taken. What is throttled is given again.
+async fn load(target: &Repository, collection: &str, mut batch: Vec<Entity>, existing: Existing) -> Result<Loaded> {
+    let mut total = Loaded::default();
+    let mut patience = Patience::new();
+    while !batch.is_empty() {
+        let loaded = match target.load(collection, batch.clone(), existing).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                patience.after(error).await?;
+                continue;
+            }
+        };
+        total.written += loaded.written;
+        total.unchanged += loaded.unchanged;
+        total.skipped += loaded.skipped;
+        let mut again = Vec::new();
+        for (position, error) in loaded.refused {
+            let entity = &batch[position as usize];
+            let id = one_line(&entity.id);
+            let is_throttled = error.kind == ErrorKind::Throttled;
+            let error = Error::from(error).context(format!("store `{}` refused {collection} `{id}`", target.name()));
+            if !is_throttled {
+                return Err(error);
+            }
+            // One wait for all of them.
+            if again.is_empty() {
+                patience.after(error).await?;
+            }
+            again.push(entity.clone());
+        }
+        batch = again;
+    }
+    Ok(total)
+}
