@@ -417,13 +417,14 @@ impl Store {
     /// What place it is and how that is read, for a person to compare with another: no secrets.
     pub fn identity(&self) -> String {
         // All of them, so that a new one is thought of here.
-        let Grants { files, sql } = &self.grants;
+        let Grants { files, sql, dynamodb } = &self.grants;
         let files = files.iter().map(|grant| grant.directory.display().to_string());
         let sql = sql.iter().map(|grant| match grant {
             SqlGrant::Sqlite { path, .. } => path.display().to_string(),
             SqlGrant::Postgresql(server) => server.to_string(),
         });
-        let places: Vec<String> = files.chain(sql).collect();
+        let dynamodb = dynamodb.iter().map(DynamodbGrant::to_string);
+        let places: Vec<String> = files.chain(sql).chain(dynamodb).collect();
         format!("{} in {} with {}", self.strategy, places.join(", "), show::without_secrets(&self.section))
     }
 
