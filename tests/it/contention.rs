@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use larder_model::{Expectation, Isolation};
+use larder_model::Expectation;
 
 use crate::place::{Opens, Place, on_every_store, template};
 use crate::support::object;
@@ -120,7 +120,8 @@ async fn a_process_that_is_killed_in_a_transaction_blocks_nobody(place: &Place) 
         holder.kill();
         assert_eq!(waiting.next().as_deref(), Some("0"), "it goes on where the holder is gone");
         waiting.finish();
-        let mut transaction = repository.begin(Some(Isolation::Serializable), false).await.unwrap();
+        let strongest = repository.plugin().description.isolations.iter().copied().max();
+        let mut transaction = repository.begin(strongest, false).await.unwrap();
         let found = transaction.get("templates", &[id.clone(), "a".to_owned()], true).await.unwrap();
         let written = found[0].as_ref().expect("it was saved");
         assert!(!object(&written.body).contains_key("held"), "a part of a transaction that did not end");

@@ -155,10 +155,17 @@ async fn pages_are_longer_or_shorter_than_what_crosses_at_once(_folder: Folder, 
     for (filter, order_by) in
         [("odd=true", &[][..]), ("odd=true", &["template_id:desc"]), ("", &["n:desc"]), ("n=766", &[])]
     {
-        let unpaged = whole(&repository, &select(filter, order_by)).await;
+        // Without an order pages of another length may come in another one.
+        let ordered = |mut ids: Vec<String>| {
+            if order_by.is_empty() {
+                ids.sort();
+            }
+            ids
+        };
+        let unpaged = ordered(whole(&repository, &select(filter, order_by)).await);
         for limit in [400, 1149, 1151, 2301] {
             let paged = Select { limit: Some(limit), ..select(filter, order_by) };
-            assert_eq!(followed(&repository, &paged).await, unpaged, "{filter} {order_by:?} {limit}");
+            assert_eq!(ordered(followed(&repository, &paged).await), unpaged, "{filter} {order_by:?} {limit}");
         }
     }
     let first = repository.query_page("templates", &Select::default(), None).await.unwrap();
