@@ -465,7 +465,7 @@ async fn a_bulk_load_that_an_outage_interrupts_is_done_again_and_nothing_is_lost
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_migration_that_is_killed_is_done_again_and_nothing_is_lost() {
+async fn a_migration_that_is_killed_is_gone_on_with_and_nothing_is_lost() {
     let site = Site::new().await;
     site.folder.write("json/request_database.json", larder_samples::machines(3000, larder_samples::SEED));
     let arguments = ["migrate", "--from", "json", "--to", "tables", "--batch-size", "200"];
@@ -479,7 +479,7 @@ async fn a_migration_that_is_killed_is_done_again_and_nothing_is_lost() {
     larder.wait().expect("it ends");
     let before: u64 = COLLECTIONS.iter().map(|collection| site.tables.count(collection)).sum();
     assert!(before > 0);
-    site.folder.larder(&arguments).exits(0);
+    site.folder.larder(&[&arguments[..], &["--resume"]].concat()).exits(0);
     site.folder.larder(&["verify", "--from", "json", "--to", "tables"]).exits(0);
     assert_eq!(site.tables.count("machines"), 3000, "{before} were there before");
 }
