@@ -585,7 +585,7 @@ async fn a_conflict_names_the_write_and_the_stored_version() {
         assert_eq!(site.tables.count("templates"), 1);
     }
     // Somebody else is quicker, between what a write reads and what it sends.
-    site.proxy.on("TransactWriteItems", When::Next(1), Fault::Delay(Duration::from_millis(700)));
+    site.proxy.on("TransactWriteItems", When::Next(1), Fault::Hold);
     let seen = site.proxy.count("TransactWriteItems");
     let slow = {
         let repository = repository.clone();
@@ -597,6 +597,7 @@ async fn a_conflict_names_the_write_and_the_stored_version() {
     }
     let item = json!({"Item": {"template_id": {"S": "a"}, "version": {"N": "9"}, "name": {"S": "quick"}}});
     site.tables.call("PutItem", "templates", item);
+    site.proxy.release();
     let error = fails(slow.await.unwrap(), &[ErrorKind::VersionConflict]);
     assert_eq!((error.write_index, error.current_version), (Some(1), Some(9)), "{error:?}");
     assert_eq!(site.tables.count("templates"), 1);

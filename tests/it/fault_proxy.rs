@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 /// What is done to a request.
 #[derive(Debug, Clone)]
@@ -16,8 +16,8 @@ pub enum Fault {
     Cut,
     /// The engine has carried it out, and the answer is lost with the connection.
     LoseAnswer,
-    /// It reaches the engine so much later.
-    Delay(Duration),
+    /// It reaches the engine when it is released, and no sooner.
+    Hold,
     /// It is answered with this exception of the service's, and the engine never sees it.
     Refuse(&'static str),
     /// A transaction is answered as cancelled, with one of these codes an action; what is more has `None`.
@@ -51,6 +51,7 @@ struct Shared {
     counts: Mutex<BTreeMap<String, u64>>,
     /// Requests that something was done to.
     faults: Mutex<u64>,
+    released: Notify,
 }
 
 /// A running proxy.
@@ -90,6 +91,11 @@ impl FaultProxy {
     /// Does nothing to requests any more.
     pub fn be_good(&self) {
         locked(&self.shared.rules).clear();
+    }
+
+    /// Lets one go on that is held.
+    pub fn release(&self) {
+        self.shared.released.notify_one();
     }
 
     /// How many requests of the operation came.
@@ -218,7 +224,7 @@ async fn carry(mut client: TcpStream, engine: &str, shared: &Shared) -> Option<(
                 cancelled(&request, codes)?.write(&mut client).await?;
                 continue;
             }
-            Some(Fault::Delay(time)) => tokio::time::sleep(*time).await,
+            Some(Fault::Hold) => shared.released.notified().await,
             Some(Fault::Part(count)) => {
                 let mut body: Value = serde_json::from_slice(&request.body).ok()?;
                 let rest = split_off(body["RequestItems"].as_object_mut()?, *count);
