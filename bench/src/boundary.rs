@@ -346,7 +346,7 @@ pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Sect
         }
     }
     loads.extend(others);
-    let section = |title, peer, rows| Section { title, peer, rows, missing: Vec::new() };
+    let section = |title, peer, rows| Section { title, peer, rows };
     Ok(vec![
         section("A strategy as a component, and the same code natively", "native", loads),
         section("A bulk load, and one INSERT a row", "one INSERT a row", inserts),

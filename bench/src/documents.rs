@@ -5,10 +5,10 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use larder::config::Config;
 use larder::host::Host;
 use larder::query::Select;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::Settings;
-use crate::measure::{Times, take_turns, timed};
+use crate::measure::{Times, take_turns, timed, watched};
 use crate::report::{Row, Section};
 
 /// A save at the largest count takes at most this many times what one at the smallest takes.
@@ -96,7 +96,7 @@ impl Open {
 
 /// The tables.
 pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Section>> {
-    let section = |title, peer, rows| Section { title, peer, rows, missing: Vec::new() };
+    let section = |title, peer, rows| Section { title, peer, rows };
     Ok(vec![
         section("A save in an open json store, folds included", "at 1,000 entities", saves(settings, runtime)?),
         section("Commits that are synced, side by side", "one at a time", synced(settings, runtime)?),
@@ -251,36 +251,12 @@ fn memory(settings: &Settings) -> Result<Row> {
     let folder = document(settings, count, 0)?;
     let config_path = folder.path().join("larder.json");
     fs::write(&config_path, config(folder.path(), false).to_string())?;
-    let mut larder = Command::new(&settings.larder)
-        .args(["migrate", "--from", "json", "--to", "sql", "--no-backup"])
-        .env("LARDER_PLUGINS", &settings.plugins)
-        .env("LARDER_CONFIG", &config_path)
-        .current_dir(folder.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("larder cannot be run")?;
-    let status = format!("/proc/{}/status", larder.id());
-    let mut bytes = 0;
-    let ended = loop {
-        if let Some(ended) = larder.try_wait()? {
-            break ended;
-        }
-        let status = fs::read_to_string(&status).unwrap_or_default();
-        let peak = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        bytes = peak.map_or(bytes, |kib| kib << 10);
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    if !ended.success() || bytes == 0 {
-        bail!("the migration of {count} entities ended with {ended}, seen at {bytes} bytes");
-    }
+    let mut larder = Command::new(&settings.larder);
+    larder.args(["migrate", "--from", "json", "--to", "sql", "--no-backup"]).current_dir(folder.path());
+    larder.env("LARDER_PLUGINS", &settings.plugins).env("LARDER_CONFIG", &config_path);
+    let (_, bytes) = watched(&mut larder)?;
     let size = fs::metadata(path(folder.path()))?.len();
-    // A table of times holds mebibytes as well.
-    let mebibytes = |bytes: u64| Times::of(vec![Duration::from_micros(bytes * 1000 / (1 << 20))]);
     let bound = MIGRATION_BYTES_MAX as f64 / size as f64;
-    let row = Row::new(format!("migrate {count} entities"), &mebibytes(bytes), &mebibytes(size));
+    let row = Row::new(format!("migrate {count} entities"), &Times::of_bytes(bytes), &Times::of_bytes(size));
     Ok(if settings.quick { row } else { row.at_most((bound * 100.0).round() / 100.0) })
 }

@@ -4,7 +4,8 @@
 //! - [`documents`]: what the `json` strategy promises: flat saves, shared syncs, warm reads, opening, memory.
 //! - [`statements`]: databases, also beside the same statements sent by a program without larder.
 //! - [`dynamodb`]: DynamoDB, beside the same calls of a program without larder.
-//! - [`migration`]: the program beside another one, as whole processes.
+//! - [`migration`]: the program beside others, as whole processes.
+//! - [`scale`]: a migration of millions, beside one of few.
 //!
 //! A subject is one file with a function that gives tables ([`report::Section`]), and is listed in `SUBJECTS`. How contestants take turns is in
 //! [`measure`], what is printed in [`report`], and [`native`] lends a strategy what a component is lent.
@@ -16,6 +17,7 @@ mod measure;
 mod migration;
 mod native;
 mod report;
+mod scale;
 mod statements;
 
 use std::path::PathBuf;
@@ -36,6 +38,7 @@ const SUBJECTS: &[Subject] = &[
     ("json", documents::measure),
     ("dynamodb", dynamodb::measure),
     ("migration", migration::measure),
+    ("scale", scale::measure),
 ];
 
 /// Where things are, and how long to measure.
@@ -47,9 +50,13 @@ struct Settings {
     /// The program.
     #[arg(long)]
     larder: PathBuf,
-    /// The program `sqlite-utils`; without it the rows say that it is missing.
+    /// The programs that migrations are measured beside.
     #[arg(long)]
     sqlite_utils: Option<PathBuf>,
+    #[arg(long)]
+    pgloader: Option<PathBuf>,
+    #[arg(long)]
+    ingestr: Option<PathBuf>,
     /// The folder of PostgreSQL's programs.
     #[arg(long)]
     postgres: PathBuf,

@@ -1,9 +1,11 @@
 //! Contestants that take turns. A machine is busier at one moment than at another, so each round runs all of them, in an
 //! order that turns round, and it is compared within the round. The first round warms up and does not count.
 
+use std::fs;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 /// Prepares itself, does the work once, and says how long the work alone took.
 pub(crate) type Contestant<'a> = Box<dyn FnMut() -> Result<Duration> + 'a>;
@@ -16,6 +18,11 @@ impl Times {
     /// What was measured elsewhere.
     pub(crate) fn of(times: Vec<Duration>) -> Times {
         Times(times)
+    }
+
+    /// A size, which tables hold as mebibytes where others hold milliseconds.
+    pub(crate) fn of_bytes(bytes: u64) -> Times {
+        Times(vec![Duration::from_micros(bytes * 1000 / (1 << 20))])
     }
 
     pub(crate) fn median_ms(&self) -> f64 {
@@ -48,6 +55,28 @@ pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)
     let started = Instant::now();
     let value = work()?;
     Ok((started.elapsed(), value))
+}
+
+/// How long a process ran that ended well, and the most memory in bytes that it had.
+pub(crate) fn watched(command: &mut Command) -> Result<(Duration, u64)> {
+    let started = Instant::now();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().with_context(|| format!("{command:?} cannot be run"))?;
+    let status = format!("/proc/{}/status", child.id());
+    let mut bytes = 0;
+    let ended = loop {
+        if let Some(ended) = child.try_wait()? {
+            break ended;
+        }
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let peak = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        bytes = peak.map_or(bytes, |kib| kib << 10);
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    ensure!(ended.success() && bytes > 0, "{command:?} ended with {ended}, seen at {bytes} bytes");
+    Ok((started.elapsed(), bytes))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -1,98 +1,315 @@
-//! A migration from JSON to SQLite beside the tool that people use for that: whole processes, from start to end.
+//! Migrations beside the tools that people use for them, as whole processes from start to end, and beside the loop that one
+//! would write instead.
 //!
-//! `sqlite-utils` neither backs up nor verifies, makes no index, and leaves out what machines refer to, so larder is measured
-//! twice: as it is, and without backup and verification.
+//! Larder verifies what it moved, and no other contestant does. Each of them gets the machines in the form that it reads
+//! best; larder moves the requests and templates too, into tables with foreign keys and indexes.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::TryStreamExt;
+use larder_test_cluster::{Cluster, ROLE, Settings as ClusterSettings};
 use serde_json::{Map, Value, json};
-use sqlx::Connection;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _};
 use tokio::runtime::Runtime;
 
 use crate::Settings;
+use crate::boundary::Machine;
 use crate::measure::{take_turns, timed};
 use crate::report::{Row, Section};
+use crate::statements::{Database, INSERTED, POSTGRES_VALUES, Place, Program, SQLITE_VALUES, bind};
 
-/// The sample machines, from a document into a database.
+/// Larder takes at most a third of the time of `sqlite-utils`,
+const SQLITE_UTILS_RATIO_MAX: f64 = 1.0 / 3.0;
+/// no more than the tools that fill PostgreSQL,
+const POSTGRES_RATIO_MAX: f64 = 1.0;
+/// and at most this many times what a loop takes that verifies nothing.
+const LOOP_RATIO_MAX: f64 = 2.5;
+
+/// These hold for so many machines: of fewer, most is what a process takes to start.
+const JUDGED_FROM: usize = 100_000;
+
+/// A round takes half a minute.
+const ROUNDS_MAX: usize = 5;
+
+/// The table of a loop.
+const TABLE: &str = "CREATE TABLE machines (machine_id TEXT PRIMARY KEY, request_id TEXT, template_id TEXT, status TEXT, \
+                     instance_type TEXT, private_ip TEXT, created_at TIMESTAMP, version BIGINT)";
+const COUNT: &str = "SELECT count(*) FROM machines";
+/// Names the database in the configuration.
+const DATABASE_VARIABLE: &str = "BENCH_DATABASE";
+
+/// The sample machines, from a document and from a database.
 pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Section>> {
-    let mut section =
-        Section { title: "JSON to SQLite, as a process", peer: "sqlite-utils", rows: Vec::new(), missing: Vec::new() };
-    let Some(sqlite_utils) = &settings.sqlite_utils else {
-        section.missing.push("sqlite-utils could not be installed, so there is nothing to compare with".to_owned());
-        return Ok(vec![section]);
-    };
-    let version = Command::new(sqlite_utils).arg("--version").output().context("sqlite-utils cannot be run")?;
-    eprintln!("  {}", String::from_utf8_lossy(&version.stdout).trim());
+    let cluster = Cluster::start(&settings.postgres, ClusterSettings { fsync: true, ..ClusterSettings::default() })?;
+    let (port, password) = (cluster.port(), cluster.password().to_owned());
+    let postgres = Place::Postgres(Box::new(cluster));
+    let section = |title, peer| Section { title, peer, rows: Vec::new() };
+    let mut utils = section("JSON to SQLite, as a process", "sqlite-utils");
+    let mut pgloader = section("SQLite to PostgreSQL, as a process", "pgloader");
+    let mut ingestr = section("JSON to PostgreSQL, as a process", "ingestr");
+    let mut loops = section("A migration, and a loop that verifies nothing", "the loop");
     for &count in settings.counts() {
         let folder = settings.folder()?;
-        let folder = folder.path();
-        write_files(folder, count)?;
+        let bench = Bench { settings, runtime, folder: folder.path(), postgres: &postgres, count };
+        bench.write_files(port, &password)?;
+        bench.json_to_sqlite(&mut utils, &mut loops)?;
+        bench.sqlite_to_postgres(&mut pgloader, &mut loops)?;
+        bench.json_to_postgres(&mut ingestr, &mut loops)?;
+    }
+    Ok(vec![utils, pgloader, ingestr, loops])
+}
+
+/// So many machines in a folder, and where they may go.
+struct Bench<'a> {
+    settings: &'a Settings,
+    runtime: &'a Runtime,
+    folder: &'a Path,
+    postgres: &'a Place,
+    count: usize,
+}
+
+impl Bench<'_> {
+    /// The document for larder, the same machines as an array and in a database, and a configuration.
+    fn write_files(&self, port: u16, password: &str) -> Result<()> {
+        let document = larder_samples::machines(self.count, larder_samples::SEED);
+        let parsed: Map<String, Value> = serde_json::from_str(&document)?;
+        let machines = parsed["machines"].as_object().context("the sample has machines")?;
+        fs::write(self.folder.join("machines.json"), Value::from_iter(machines.values().cloned()).to_string())?;
+        fs::create_dir(self.folder.join("data"))?;
+        fs::write(self.folder.join("data/request_database.json"), document)?;
+        let sqlite = |name| json!({"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": name}});
+        let server = json!({
+            "type": "postgresql", "host": "127.0.0.1", "port": port, "name": format!("${{{DATABASE_VARIABLE}}}"),
+            "username": ROLE, "password": password, "ssl_mode": "disable",
+        });
+        let config = json!({"storage": {
+            "strategy": "json",
+            "json_strategy": {"base_path": "data"},
+            "stores": {
+                "source": sqlite("source.db"),
+                "sqlite": sqlite("larder.db"),
+                "postgres": {"strategy": "sql", "sql_strategy": server},
+            },
+        }});
+        fs::write(self.folder.join("larder.json"), config.to_string())?;
+        self.larder("none", &["--from", "json", "--to", "source", "--no-backup"]).map(drop)
+    }
+
+    fn json_to_sqlite(&self, utils: &mut Section, loops: &mut Section) -> Result<()> {
+        let sqlite_utils = self.settings.sqlite_utils.as_ref().context("sqlite-utils is missing")?;
         let larder = |options: &[&str]| {
-            let mut command = Command::new(&settings.larder);
-            command.args(["migrate", "--from", "json", "--to", "sql"]).args(options);
-            command.env("LARDER_PLUGINS", &settings.plugins).env_remove("LARDER_CONFIG");
-            run(runtime, command, folder, "larder.db", count)
+            let options = [&["--from", "json", "--to", "sqlite"], options].concat();
+            self.filling_sqlite("larder.db", || self.larder("none", &options))
         };
-        let [peer, whole, bare] = take_turns(
-            settings.rounds(),
+        let [tool, a_loop, whole, verified, bare] = take_turns(
+            self.rounds(),
             [
                 Box::new(|| {
-                    let mut command = Command::new(sqlite_utils);
-                    command.args(["insert", "utils.db", "machines", "machines.json", "--pk", "machine_id"]);
-                    run(runtime, command, folder, "utils.db", count)
+                    let arguments = ["insert", "utils.db", "machines", "machines.json", "--pk", "machine_id"];
+                    self.filling_sqlite("utils.db", || self.run(Command::new(sqlite_utils).args(arguments)))
                 }),
+                Box::new(|| self.filling_sqlite("loop.db", || self.runtime.block_on(self.loop_into_sqlite("loop.db")))),
                 Box::new(|| larder(&[])),
+                Box::new(|| larder(&["--no-backup"])),
                 Box::new(|| larder(&["--no-backup", "--no-verify"])),
             ],
         )?;
-        section.rows.push(Row::new(format!("{count} machines"), &whole, &peer));
-        section.rows.push(Row::new(format!("{count} machines, `--no-backup --no-verify`"), &bare, &peer));
+        let count = self.count;
+        utils.rows.push(self.judged(Row::new(format!("{count} machines"), &whole, &tool), SQLITE_UTILS_RATIO_MAX));
+        let row = Row::new(format!("{count} machines, `--no-backup`"), &verified, &tool);
+        utils.rows.push(self.judged(row, SQLITE_UTILS_RATIO_MAX));
+        utils.rows.push(Row::new(format!("{count} machines, `--no-backup --no-verify`"), &bare, &tool));
+        let row = Row::new(format!("JSON to SQLite, {count} machines"), &verified, &a_loop);
+        loops.rows.push(self.judged(row, LOOP_RATIO_MAX));
+        Ok(())
     }
-    Ok(vec![section])
-}
 
-/// The document for larder, the same machines as an array, and a configuration.
-fn write_files(folder: &Path, count: usize) -> Result<()> {
-    let document = larder_samples::machines(count, larder_samples::SEED);
-    let parsed: Map<String, Value> = serde_json::from_str(&document)?;
-    let machines = parsed["machines"].as_object().context("the sample has machines")?;
-    fs::write(folder.join("machines.json"), Value::from_iter(machines.values().cloned()).to_string())?;
-    fs::create_dir(folder.join("data"))?;
-    fs::write(folder.join("data/request_database.json"), document)?;
-    let config = json!({"storage": {
-        "strategy": "json",
-        "json_strategy": {"base_path": "data"},
-        "sql_strategy": {"type": "sqlite", "name": "larder.db"},
-    }});
-    Ok(fs::write(folder.join("larder.json"), config.to_string())?)
-}
+    fn sqlite_to_postgres(&self, pgloader: &mut Section, loops: &mut Section) -> Result<()> {
+        let program = self.settings.pgloader.as_ref().context("pgloader is missing")?;
+        let source = self.folder.join("source.db");
+        self.to_postgres("SQLite", "source", pgloader, loops, &|url| {
+            let mut command = Command::new(program);
+            // What it refuses it reports there, and exits with 0: the rows are counted afterwards.
+            command.arg("--quiet").arg("--root-dir").arg(self.folder.join("pgloader"));
+            command.arg(format!("sqlite://{}", source.display())).arg(url);
+            command
+        })
+    }
 
-/// Runs a command that makes a database, and looks at what it made.
-fn run(runtime: &Runtime, mut command: Command, folder: &Path, database: &str, count: usize) -> Result<Duration> {
-    for suffix in ["", "-wal", "-shm"] {
-        let path = folder.join(format!("{database}{suffix}"));
-        if path.exists() {
-            fs::remove_file(path)?;
+    fn json_to_postgres(&self, ingestr: &mut Section, loops: &mut Section) -> Result<()> {
+        let program = self.settings.ingestr.as_ref().context("ingestr is missing")?;
+        let source = self.folder.join("machines.json");
+        self.to_postgres("JSON", "json", ingestr, loops, &|url| {
+            let mut command = Command::new(program);
+            command.args(["ingest", "--yes", "--progress", "log", "--source-table", "machines"]);
+            command.arg("--source-uri").arg(format!("json://{}", source.display()));
+            command.args(["--dest-uri", url, "--dest-table", "public.machines", "--primary-key", "machine_id"]);
+            command
+        })
+    }
+
+    /// One route into PostgreSQL: by the tool that `command` makes, by a loop, and by larder.
+    fn to_postgres(
+        &self,
+        from: &str,
+        store: &str,
+        beside: &mut Section,
+        loops: &mut Section,
+        command: &dyn Fn(&str) -> Command,
+    ) -> Result<()> {
+        let Place::Postgres(cluster) = self.postgres else { unreachable!("a server was started") };
+        let [tool, a_loop, verified] = take_turns(
+            self.rounds(),
+            [
+                Box::new(|| self.filling_postgres(|database| self.run(&mut command(&cluster.url(&database.name))))),
+                Box::new(|| {
+                    self.filling_postgres(|database| match store {
+                        "json" => self.runtime.block_on(self.loop_from_json(database)),
+                        _ => self.runtime.block_on(self.loop_from_sqlite(database)),
+                    })
+                }),
+                Box::new(|| {
+                    let options = ["--from", store, "--to", "postgres", "--no-backup"];
+                    self.filling_postgres(|database| self.larder(&database.name, &options))
+                }),
+            ],
+        )?;
+        let what = format!("{from} to PostgreSQL, {} machines", self.count);
+        beside.rows.push(self.judged(Row::new(&what, &verified, &tool), POSTGRES_RATIO_MAX));
+        loops.rows.push(self.judged(Row::new(&what, &verified, &a_loop), LOOP_RATIO_MAX));
+        Ok(())
+    }
+
+    fn rounds(&self) -> usize {
+        self.settings.rounds().min(ROUNDS_MAX)
+    }
+
+    fn judged(&self, row: Row, ratio_max: f64) -> Row {
+        if self.count >= JUDGED_FROM { row.at_most(ratio_max) } else { row }
+    }
+
+    fn larder(&self, database: &str, options: &[&str]) -> Result<Duration> {
+        let mut command = Command::new(&self.settings.larder);
+        command.arg("migrate").args(options).env(DATABASE_VARIABLE, database);
+        self.run(command.env("LARDER_PLUGINS", &self.settings.plugins).env_remove("LARDER_CONFIG"))
+    }
+
+    fn run(&self, command: &mut Command) -> Result<Duration> {
+        command.current_dir(self.folder).stdin(Stdio::null());
+        let (took, output) = timed(|| command.output().with_context(|| format!("{command:?} cannot be run")))?;
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        ensure!(output.status.success(), "{command:?}: {}{}", said(&output.stdout), said(&output.stderr));
+        Ok(took)
+    }
+
+    /// Runs what makes a database, and counts the machines in it.
+    fn filling_sqlite(&self, database: &str, work: impl FnOnce() -> Result<Duration>) -> Result<Duration> {
+        for name in ["", "-wal", "-shm"].map(|suffix| format!("{database}{suffix}")) {
+            let path = self.folder.join(name);
+            if path.exists() {
+                fs::remove_file(path)?;
+            }
         }
+        let backups = self.folder.join("backups");
+        if backups.exists() {
+            fs::remove_dir_all(backups)?;
+        }
+        let took = work()?;
+        let stored: i64 = self.runtime.block_on(async {
+            let mut connection = self.sqlite(database).connect().await?;
+            let stored = sqlx::query_scalar(COUNT).fetch_one(&mut connection).await;
+            connection.close().await?;
+            stored
+        })?;
+        ensure!(stored == self.count as i64, "{database} has {stored} machines");
+        Ok(took)
     }
-    let backups = folder.join("backups");
-    if backups.exists() {
-        fs::remove_dir_all(backups)?;
+
+    /// The same with a database of the server, which is there and empty.
+    fn filling_postgres(&self, work: impl FnOnce(&Database) -> Result<Duration>) -> Result<Duration> {
+        let database = self.postgres.database(self.runtime, self.folder)?;
+        let took = work(&database)?;
+        let stored: i64 = self.runtime.block_on(async {
+            let Program::Postgres(mut connection) = database.connect().await? else {
+                unreachable!("it is on a server")
+            };
+            let stored = sqlx::query_scalar(COUNT).fetch_one(&mut connection).await?;
+            connection.close().await?;
+            anyhow::Ok(stored)
+        })?;
+        ensure!(stored == self.count as i64, "{} has {stored} machines", database.name);
+        Ok(took)
     }
-    command.current_dir(folder).stdin(Stdio::null());
-    let (took, output) = timed(|| command.output().context("it cannot be run"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let url = format!("sqlite://{}", folder.join(database).display());
-    let stored: i64 = runtime.block_on(async {
-        let mut connection = sqlx::SqliteConnection::connect(&url).await?;
-        let stored = sqlx::query_scalar("SELECT count(*) FROM machines").fetch_one(&mut connection).await;
+
+    fn sqlite(&self, database: &str) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(self.folder.join(database))
+            .create_if_missing(true)
+            .disable_statement_logging()
+    }
+
+    // What one would write: a pass over the source, one transaction, an INSERT that is prepared once and sent once a row.
+
+    async fn loop_into_sqlite(&self, database: &str) -> Result<Duration> {
+        let started = Instant::now();
+        let text = fs::read(self.folder.join("machines.json"))?;
+        let machines: Vec<Machine> = serde_json::from_slice(&text)?;
+        let mut connection = self.sqlite(database).connect().await?;
+        connection.execute(TABLE).await?;
+        let mut transaction = connection.begin().await?;
+        let insert = format!("INSERT INTO machines ({INSERTED}) VALUES ({SQLITE_VALUES})");
+        for machine in machines {
+            let insert = sqlx::query(AssertSqlSafe(insert.as_str()));
+            bind!(insert, machine, machine.version).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
         connection.close().await?;
-        stored
-    })?;
-    ensure!(stored == count as i64, "{command:?} made a table of {stored} rows");
-    Ok(took)
+        Ok(started.elapsed())
+    }
+
+    async fn loop_from_json(&self, database: &Database<'_>) -> Result<Duration> {
+        let started = Instant::now();
+        let text = fs::read(self.folder.join("machines.json"))?;
+        let machines: Vec<Machine> = serde_json::from_slice(&text)?;
+        let Program::Postgres(mut connection) = database.connect().await? else { unreachable!("it is on a server") };
+        connection.execute(TABLE).await?;
+        let mut transaction = connection.begin().await?;
+        let insert = format!("INSERT INTO machines ({INSERTED}) VALUES ({POSTGRES_VALUES})");
+        for machine in machines {
+            let insert = sqlx::query(AssertSqlSafe(insert.as_str()));
+            bind!(insert, machine, machine.version).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
+        connection.close().await?;
+        Ok(started.elapsed())
+    }
+
+    async fn loop_from_sqlite(&self, database: &Database<'_>) -> Result<Duration> {
+        let started = Instant::now();
+        let mut source = self.sqlite("source.db").connect().await?;
+        let Program::Postgres(mut connection) = database.connect().await? else { unreachable!("it is on a server") };
+        connection.execute(TABLE).await?;
+        let mut transaction = connection.begin().await?;
+        let select = format!("SELECT {INSERTED} FROM machines");
+        let insert = format!("INSERT INTO machines ({INSERTED}) VALUES ({POSTGRES_VALUES})");
+        {
+            let mut rows = sqlx::query(AssertSqlSafe(select.as_str())).fetch(&mut source);
+            while let Some(row) = rows.try_next().await? {
+                let mut insert = sqlx::query(AssertSqlSafe(insert.as_str()));
+                for column in 0..7 {
+                    insert = insert.bind(row.try_get::<Option<&str>, _>(column)?);
+                }
+                insert.bind(row.try_get::<i64, _>(7)?).execute(&mut *transaction).await?;
+            }
+        }
+        transaction.commit().await?;
+        connection.close().await?;
+        source.close().await?;
+        Ok(started.elapsed())
+    }
 }

@@ -12,8 +12,6 @@ pub(crate) struct Section {
     /// What the middle column is.
     pub(crate) peer: &'static str,
     pub(crate) rows: Vec<Row>,
-    /// What could not be measured.
-    pub(crate) missing: Vec<String>,
 }
 
 /// One comparison.
@@ -76,9 +74,6 @@ pub(crate) fn markdown(machine: &str, sections: &[Section], rounds: usize) -> St
             let Row { what, peer_ms, larder_ms, ratio, .. } = row;
             let (peer_ms, larder_ms) = (milliseconds(*peer_ms), milliseconds(*larder_ms));
             let _ = writeln!(text, "| {what} | {peer_ms} | {larder_ms} | {ratio:.2} | {bound} |");
-        }
-        for missing in &section.missing {
-            let _ = writeln!(text, "\n**Not measured: {missing}.**");
         }
     }
     text

@@ -43,7 +43,7 @@ const COLUMNS: &str = "machine_id, request_id, template_id, status, instance_typ
                        CAST(larder_extra AS TEXT), CAST(larder_exact AS TEXT)";
 
 /// Where contestants have their databases.
-enum Place {
+pub(crate) enum Place {
     Sqlite,
     Postgres(Box<Cluster>),
 }
@@ -64,7 +64,7 @@ impl Place {
     }
 
     /// A database that nobody else has, in `folder` where it is a file.
-    fn database<'a>(&'a self, runtime: &'a Runtime, folder: &Path) -> Result<Database<'a>> {
+    pub(crate) fn database<'a>(&'a self, runtime: &'a Runtime, folder: &Path) -> Result<Database<'a>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = match self {
@@ -80,10 +80,10 @@ impl Place {
 }
 
 /// The database of one contestant. Dropped, it is gone.
-struct Database<'a> {
+pub(crate) struct Database<'a> {
     place: &'a Place,
     runtime: &'a Runtime,
-    name: String,
+    pub(crate) name: String,
 }
 
 impl Database<'_> {
@@ -115,7 +115,7 @@ impl Database<'_> {
     }
 
     /// A program's own connection, set up as larder's are.
-    async fn connect(&self) -> Result<Program> {
+    pub(crate) async fn connect(&self) -> Result<Program> {
         Ok(match self.place {
             Place::Sqlite => {
                 let options = SqliteConnectOptions::new()
@@ -153,7 +153,7 @@ fn server(cluster: &Cluster, database: &str) -> PgConnectOptions {
 }
 
 /// A program without larder, which has declared what a machine is.
-enum Program {
+pub(crate) enum Program {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
 }
@@ -210,10 +210,12 @@ macro_rules! bind {
             .bind($version)
     };
 }
+pub(crate) use bind;
 
-const INSERTED: &str = "machine_id, request_id, template_id, status, instance_type, private_ip, created_at, version";
-const SQLITE_VALUES: &str = "?, ?, ?, ?, ?, ?, ?, ?";
-const POSTGRES_VALUES: &str = "$1, $2, $3, $4, $5, $6, $7::text::timestamp, $8";
+pub(crate) const INSERTED: &str =
+    "machine_id, request_id, template_id, status, instance_type, private_ip, created_at, version";
+pub(crate) const SQLITE_VALUES: &str = "?, ?, ?, ?, ?, ?, ?, ?";
+pub(crate) const POSTGRES_VALUES: &str = "$1, $2, $3, $4, $5, $6, $7::text::timestamp, $8";
 const REPLACED: &str = "request_id = excluded.request_id, template_id = excluded.template_id, status = excluded.status, \
                         instance_type = excluded.instance_type, private_ip = excluded.private_ip, \
                         created_at = excluded.created_at, version = excluded.version";
@@ -322,7 +324,7 @@ pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Sect
     }
     // SQLite's loads are among the other strategies'.
     load(settings, runtime, &places[0], &data, &mut rows).context("a load into PostgreSQL")?;
-    let section = |title, peer, rows| Section { title, peer, rows, missing: Vec::new() };
+    let section = |title, peer, rows| Section { title, peer, rows };
     Ok(vec![
         section("A database behind a component, and the same strategy natively", "native", rows.native),
         section("A database behind a component, and the same statements without larder", "statements", rows.statements),

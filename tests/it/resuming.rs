@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use larder_model::json;
 use larder_samples::SEED;
 use serde_json::{Map, Value};
+use sqlx::Executor;
 
 use crate::migration::{SOURCE, folder_for, migrate, report};
 use crate::model::setting;
@@ -456,6 +457,34 @@ fn what_refers_to_an_entity_in_quarantine_goes_there_too_and_stays_in_the_source
     assert_eq!(left, 1101, "what was left out is still there, and nothing else");
     let lines: PathBuf = report["quarantine"].as_str().unwrap().into();
     assert_eq!(std::fs::read_to_string(lines).unwrap().lines().count(), left);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_target_knows_to_be_wrong_ends_it_or_goes_into_quarantine() {
+    let folder = folder_for(&larder_samples::machines(1000, SEED), "sql");
+    folder.larder(&["stores", "prepare", "--store", "sql"]).exits(0);
+    let trigger = "CREATE TRIGGER moderation BEFORE INSERT ON machines WHEN new.machine_id LIKE '%77' \
+                   BEGIN SELECT RAISE(ABORT, 'no such number'); END";
+    folder.sqlite("strict.db").await.execute(trigger).await.unwrap();
+    let run = migrate(&folder, "json", "sql", &["--no-backup"]).exits(1);
+    assert!(run.stderr.contains("store `sql` refused machines `machine-0000") && run.stderr.contains("no such number"));
+
+    let quarantine = ["--on-invalid", "quarantine"];
+    let mut running = Running::start(&folder, "json", "sql", &[SLOWLY, &quarantine, &["--restart"]].concat());
+    running.moved(500);
+    running.kill();
+    let run =
+        migrate(&folder, "json", "sql", &[&quarantine[..], &["--no-backup", "--resume", "--format=json"]].concat());
+    let report = report(&run.exits(0));
+    balanced(&report);
+    assert_eq!((&report["verified"], sum(&report, "quarantined")), (&true.into(), 10));
+    assert_eq!(folder.larder(&["count", "machines", "--store", "sql"]).stdout, "990\n");
+    let lines = std::fs::read_to_string(report["quarantine"].as_str().unwrap()).unwrap();
+    let mut keys: Vec<Value> = lines.lines().map(|line| crate::support::object(line)["key"].clone()).collect();
+    keys.sort_by_key(ToString::to_string);
+    let expected: Vec<Value> = (0..10).map(|hundred| format!("machine-{:09}", hundred * 100 + 77).into()).collect();
+    assert_eq!(keys, expected);
+    assert!(lines.lines().all(|line| crate::support::object(line)["rules"][0].to_string().contains("no such number")));
 }
 
 #[test]

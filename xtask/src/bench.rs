@@ -9,10 +9,11 @@ use crate::artifacts::{build_plugins, fresh_directory, host};
 use crate::dynamodb::ensure_dynoxide;
 use crate::postgres::ensure_programs;
 use crate::shell::{cargo, root, run, target_directory};
-use crate::tools::ensure_from_pypi;
+use crate::tools::{ensure_from_pypi, ensure_package};
 
-/// Of `sqlite-utils`, the program that migrations are measured beside.
+/// Of the programs that migrations are measured beside. `pgloader` is the machine's package.
 const SQLITE_UTILS_VERSION: &str = "4.2.1";
+const INGESTR_VERSION: &str = "0.15.9";
 
 /// What stands between these in `docs/performance.md` is written here.
 const BEGIN: &str = "<!-- cargo xtask bench writes from here -->";
@@ -34,9 +35,16 @@ pub(crate) fn run_benchmarks(arguments: &[&str]) -> Result<()> {
     bench.arg("--plugins").arg(plugins).arg("--larder").arg(larder).arg("--work").arg(&work).arg("--out").arg(&out);
     bench.arg("--postgres").arg(ensure_programs()?);
     bench.arg("--dynamodb").arg(ensure_dynoxide()?).envs(larder_test_engine::CREDENTIALS);
-    match ensure_from_pypi("sqlite-utils", "", SQLITE_UTILS_VERSION, "sqlite-utils") {
-        Ok(program) => drop(bench.arg("--sqlite-utils").arg(program)),
-        Err(error) => eprintln!("warning: sqlite-utils is missing and its rows will be too: {error:#}"),
+    // Without them all but migrations can be measured.
+    for (option, program) in [
+        ("--sqlite-utils", ensure_from_pypi("sqlite-utils", "", SQLITE_UTILS_VERSION, "sqlite-utils")),
+        ("--ingestr", ensure_from_pypi("ingestr", "", INGESTR_VERSION, "ingestr")),
+        ("--pgloader", ensure_package("pgloader").map(|()| "pgloader".into())),
+    ] {
+        match program {
+            Ok(program) => drop(bench.arg(option).arg(program)),
+            Err(error) => eprintln!("warning: {error:#}"),
+        }
     }
     // Where a bound is broken there are tables all the same.
     let measured = run(bench.args(arguments));

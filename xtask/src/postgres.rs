@@ -6,14 +6,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use larder_test_cluster::{
     Cluster, PROGRAMS_VARIABLE, ROLE, SUPERUSER_URL_VARIABLE, Settings, URL_VARIABLE, find_programs,
 };
 
-use crate::shell::{is_installed, output, run};
+use crate::tools::{can_install_packages, install_package};
 
 /// Read by `pg_createcluster`. Without it the installation would leave a server of its own behind, running.
 const NO_CLUSTER: (&str, &str) =
@@ -81,10 +80,9 @@ pub(crate) fn ensure_programs() -> Result<PathBuf> {
     if let Some(folder) = find_programs() {
         return Ok(folder);
     }
-    let is_superuser = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
     let needed = "PostgreSQL is needed (initdb, postgres, pg_ctl; version 13 or later) and was not found on the path, in \
                   /usr/lib/postgresql or by pg_config";
-    if !is_superuser || !is_installed("apt-get") {
+    if !can_install_packages() {
         bail!("{needed}: install it, on Debian and Ubuntu with `apt-get install postgresql`");
     }
     install().with_context(|| format!("{needed}, and could not be installed"))?;
@@ -92,17 +90,11 @@ pub(crate) fn ensure_programs() -> Result<PathBuf> {
 }
 
 fn install() -> Result<()> {
-    let apt = |arguments: &[&str]| {
-        run(Command::new("apt-get").arg("--quiet").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
-    };
-    let install = |package| apt(&["install", "--yes", "--no-install-recommends", package]);
-    // What is known of packages may be old, or nothing at all on a fresh machine.
-    let common = "postgresql-common";
-    install(common).or_else(|_| apt(&["update"]).and_then(|()| install(common)))?;
+    install_package("postgresql-common")?;
     let (path, line) = NO_CLUSTER;
     fs::create_dir_all(Path::new(path).parent().expect("a file lies in a folder"))?;
     fs::write(path, line).with_context(|| format!("cannot write {path}"))?;
-    let installed = install("postgresql");
+    let installed = install_package("postgresql");
     fs::remove_file(path).with_context(|| format!("cannot remove {path}"))?;
     installed
 }

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::shell::{cargo, output, run};
+use crate::shell::{cargo, is_installed, output, run};
 
 /// A program from crates.io.
 pub(crate) struct Tool {
@@ -34,7 +34,7 @@ fn tools_in(cache: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf> {
 pub(crate) fn ensure_installed(tool: &Tool, tools: &Path) -> Result<PathBuf> {
     let Tool { package, version, .. } = tool;
     let program = tools.join("bin").join(format!("{}{}", tool.program, env::consts::EXE_SUFFIX));
-    if is_installed(&program, tool, tools)? {
+    if has_version(&program, tool, tools)? {
         return Ok(program);
     }
     let build = tools.join(format!("build-{package}"));
@@ -55,7 +55,7 @@ pub(crate) fn ensure_installed(tool: &Tool, tools: &Path) -> Result<PathBuf> {
 }
 
 /// Asks cargo, since a program may call itself by another version than its package's.
-fn is_installed(program: &Path, tool: &Tool, tools: &Path) -> Result<bool> {
+fn has_version(program: &Path, tool: &Tool, tools: &Path) -> Result<bool> {
     let listed = output(cargo()?.args(["install", "--list", "--root"]).arg(tools)).unwrap_or_default();
     let wanted = format!("{} v{}:", tool.package, tool.version);
     Ok(program.is_file() && listed.lines().any(|line| line == wanted))
@@ -75,6 +75,34 @@ pub(crate) fn ensure_from_pypi(package: &str, extras: &str, version: &str, progr
     run(Command::new(environment.join("bin/python")).args(["-m", "pip", "install", "--quiet", &wanted]))?;
     fs::write(&complete, "").with_context(|| format!("cannot write {}", complete.display()))?;
     Ok(path)
+}
+
+/// A program from the machine's package of the same name, which is installed where it is missing and that is possible.
+pub(crate) fn ensure_package(package: &str) -> Result<()> {
+    if is_installed(package) {
+        return Ok(());
+    }
+    if !can_install_packages() {
+        bail!(
+            "{package} is needed and was not found: install it, on Debian and Ubuntu with `apt-get install {package}`"
+        );
+    }
+    install_package(package).with_context(|| format!("{package} is needed, and could not be installed"))
+}
+
+/// Whether this machine's packages are Debian's and this user may install them.
+pub(crate) fn can_install_packages() -> bool {
+    output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0") && is_installed("apt-get")
+}
+
+/// Installs a package of the machine's.
+pub(crate) fn install_package(package: &str) -> Result<()> {
+    let apt = |arguments: &[&str]| {
+        run(Command::new("apt-get").arg("--quiet").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    let install = || apt(&["install", "--yes", "--no-install-recommends", package]);
+    // What is known of packages may be old, or nothing at all on a fresh machine.
+    install().or_else(|_| apt(&["update"]).and_then(|()| install()))
 }
 
 #[cfg(test)]

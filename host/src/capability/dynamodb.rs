@@ -1,11 +1,13 @@
 //! The capability `dynamodb`: the tables of one store, named by the host. `wit/dynamodb.wit` specifies it.
 //!
 //! A plugin names collections, which become tables here, so that no other table can be reached. Each request is sent again
-//! while the service throttles it, until the plugin's call has no time left ([`client`]); what a failure means is said in
+//! while the service throttles it, until the plugin's call has no time left ([`client`]), and fewer are under way meanwhile
+//! ([`pace`]); what a failure means is said in
 //! one place ([`errors`]). Besides reads, which are here: [`writes`], [`tables`] with their [`scaling`], and [`values`].
 
 mod client;
 mod errors;
+mod pace;
 mod scaling;
 mod tables;
 #[cfg(test)]
@@ -224,7 +226,8 @@ impl Tables {
         if let [key] = &keys[..] {
             let request = clients.tables.get_item().table_name(&table).consistent_read(consistent);
             let request = request.set_key(Some(key.clone()));
-            let found = send(deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+            let found =
+                send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
             return Ok(vec![found.item.map(values::item_from)]);
         }
         let Some(names) = keys.first().map(|key| key.keys().cloned().collect::<Vec<_>>()) else {
@@ -250,7 +253,8 @@ impl Tables {
         let key_text = query.key.text.clone();
         let filter_text = query.filter.as_ref().map(|filter| filter.text.clone());
         let (names, placed) = values::placeholders([Some(query.key), query.filter])?;
-        let request = self.clients().await?.tables.query();
+        let clients = self.clients().await?;
+        let request = clients.tables.query();
         let request = request
             .table_name(table)
             .set_index_name(query.index)
@@ -264,7 +268,7 @@ impl Tables {
             .consistent_read(query.consistent)
             .set_select(query.count_only.then_some(Select::Count))
             .return_consumed_capacity(ReturnConsumedCapacity::Total);
-        let page = send(deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+        let page = send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
         let units = page.consumed_capacity.and_then(|it| it.capacity_units);
         Ok(page_of(page.items, page.count, page.last_evaluated_key, units))
     }
@@ -274,7 +278,8 @@ impl Tables {
         let (table, deadline) = (self.table(&scan.collection)?, self.deadline());
         let filter_text = scan.filter.as_ref().map(|filter| filter.text.clone());
         let (names, placed) = values::placeholders([scan.filter])?;
-        let request = self.clients().await?.tables.scan();
+        let clients = self.clients().await?;
+        let request = clients.tables.scan();
         let request = request
             .table_name(table)
             .set_filter_expression(filter_text)
@@ -289,7 +294,9 @@ impl Tables {
             let request = request.clone().segment(i32::try_from(number).unwrap_or(i32::MAX));
             async move {
                 let request = request.set_exclusive_start_key(start.map(values::item_into).transpose()?);
-                let page = send(deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+                let page = send(&clients.pace, deadline, || request.clone().send())
+                    .await
+                    .map_err(|failed| failed.of_read())?;
                 let units = page.consumed_capacity.and_then(|it| it.capacity_units);
                 Ok(page_of(page.items, page.count, page.last_evaluated_key, units))
             }
@@ -333,12 +340,14 @@ async fn get_chunk(
         let wanted = KeysAndAttributes::builder().set_keys(Some(left)).consistent_read(consistent).build();
         let wanted = wanted.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
         let request = clients.tables.batch_get_item().request_items(table, wanted);
-        let answer = send(deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+        let answer =
+            send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
         found.extend(answer.responses.and_then(|mut tables| tables.remove(table)).unwrap_or_default());
         left = match answer.unprocessed_keys.and_then(|mut tables| tables.remove(table)) {
             Some(keys) if !keys.keys.is_empty() => keys.keys,
             _ => return Ok(found),
         };
+        clients.pace.throttled();
         if left.len() < count {
             backoff.reset();
         }

@@ -33,9 +33,20 @@ pub(super) struct State {
     pub(super) backup: Option<PathBuf>,
     /// Where the entities are that were left out.
     pub(super) quarantine: Option<PathBuf>,
+    /// Those of them that broke no rule that was known, until the target refused them.
+    pub(super) refused: Vec<Refused>,
     /// The target was found equal, and the source is being cleaned up: it is not to be compared any more.
     pub(super) is_cleaning: bool,
     pub(super) collections: Vec<Progress>,
+}
+
+/// An entity that the target refused while the others were moved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Refused {
+    pub(super) collection: String,
+    pub(super) key: String,
+    /// What the target said.
+    pub(super) rule: String,
 }
 
 /// Where the migration of one collection stands. What is counted here is durable in the target.

@@ -5,6 +5,7 @@ use std::time::Instant;
 use larder_model::{Collection, Entity, ErrorKind, Existing, Expectation, Removal, Write, json};
 
 use super::digest::hash;
+use super::pace::{Patience, patiently};
 use super::pages::read_ahead;
 use super::{Event, Migration, Step, entities};
 use crate::error::{Error, Kind, Result};
@@ -31,13 +32,7 @@ impl Migration<'_> {
                 let page = page?.entities;
                 let count = page.len() as u64;
                 let writes = self.removals(&collection, page).await?;
-                for result in self.source.apply(writes, false).await? {
-                    result.map_err(|error| match error.kind {
-                        ErrorKind::VersionConflict | ErrorKind::NotFound => Error::from(error).hint(CHANGED_HINT),
-                        _ => error.into(),
-                    })?;
-                    self.reports[position].removed += 1;
-                }
+                self.remove(position, writes).await?;
                 self.advance(Step::CleanUp, position, count);
             }
         }
@@ -46,10 +41,34 @@ impl Migration<'_> {
         Ok(())
     }
 
+    /// What is throttled is removed after a while.
+    async fn remove(&mut self, position: usize, mut writes: Vec<Write>) -> Result<()> {
+        let mut patience = Patience::new();
+        while !writes.is_empty() {
+            let results = patiently(|| self.source.apply(writes.clone(), false)).await?;
+            let mut throttled = Vec::new();
+            for (write, result) in writes.into_iter().zip(results) {
+                match result {
+                    Ok(_) => self.reports[position].removed += 1,
+                    Err(error) if error.kind == ErrorKind::Throttled => throttled.push((write, error)),
+                    Err(error) if matches!(error.kind, ErrorKind::VersionConflict | ErrorKind::NotFound) => {
+                        return Err(Error::from(error).hint(CHANGED_HINT));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if let Some((_, error)) = throttled.first() {
+                patience.after(error.clone().into()).await?;
+            }
+            writes = throttled.into_iter().map(|(write, _)| write).collect();
+        }
+        Ok(())
+    }
+
     async fn removals(&self, collection: &Collection, mut page: Vec<Entity>) -> Result<Vec<Write>> {
         page.retain(|entity| !self.left_out.contains(&hash(&[&collection.name, &entity.id])));
         let names: Vec<String> = page.iter().map(|entity| entity.id.clone()).collect();
-        let stored = self.target.get(&collection.name, &names).await?;
+        let stored = patiently(|| self.target.get(&collection.name, &names)).await?;
         let mut removals = Vec::with_capacity(page.len());
         for (entity, stored) in page.into_iter().zip(stored) {
             let (entity, fields) = self.source.checked(collection, entity)?;

@@ -43,6 +43,17 @@ impl Sum {
         Sum::of(&hasher.finalize())
     }
 
+    /// Takes away what was added.
+    fn remove(&mut self, other: &Sum) {
+        self.count -= other.count;
+        let mut borrow = false;
+        for (word, term) in self.words.iter_mut().zip(other.words) {
+            let (rest, first) = word.overflowing_sub(term);
+            let (rest, second) = rest.overflowing_sub(u64::from(borrow));
+            (*word, borrow) = (rest, first || second);
+        }
+    }
+
     pub(super) fn add(&mut self, other: &Sum) {
         self.count += other.count;
         let mut carry = false;
@@ -115,6 +126,12 @@ impl Digest {
         }
         self.total.add(&term.sum);
         self.buckets[usize::from(term.bucket)].add(&term.sum);
+    }
+
+    /// Takes away what was added.
+    pub(super) fn remove(&mut self, term: &Term) {
+        self.total.remove(&term.sum);
+        self.buckets[usize::from(term.bucket)].remove(&term.sum);
     }
 
     /// One bucket.
@@ -230,6 +247,18 @@ mod tests {
         ] {
             assert_ne!(one, other);
         }
+    }
+
+    #[test]
+    fn what_is_taken_away_was_never_there() {
+        let all = [("a", r#"{"x":1}"#), ("b", "{}"), ("c", r#"{"x":2}"#)];
+        let mut digest = digest(&all);
+        for (id, body) in &all[1..] {
+            digest.remove(&Term::new(id, &json::parse_object(body.as_bytes()).unwrap()));
+        }
+        let one = self::digest(&all[..1]);
+        assert_eq!((digest.count(), &digest), (1, &one));
+        assert!((0..BUCKETS as u16).all(|bucket| digest.bucket(bucket) == one.bucket(bucket)));
     }
 
     #[test]

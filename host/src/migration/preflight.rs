@@ -2,13 +2,14 @@
 //! counted by rule, with an example, and ends the migration or goes into quarantine; how each member is declared and what
 //! it holds is counted too.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use larder_model::{Collection, Entity, ErrorKind, Existing, FieldType, Violation, json};
 use serde_json::{Map, Value};
 
 use super::digest::{Sum, Term, hash};
+use super::pace::patiently;
 use super::pages::{broke_off, read_ahead, side_by_side};
 use super::quarantine::Quarantine;
 use super::{Event, Migration, OnInvalid, Step, entities};
@@ -147,14 +148,22 @@ impl Migration<'_> {
         let (mut broken, mut left_out) = (BrokenRules::default(), BrokenRules::default());
         let path = self.place.as_ref().map(|place| place.path_of("quarantine", &self.state.started, "jsonl"));
         let mut quarantine = path.map(Quarantine::new);
+        // An earlier run learnt of these.
+        let refused = self.state.refused.iter();
+        let refused = refused.map(|it| (hash(&[&it.collection, &it.key]), it.rule.clone())).collect();
         let mut ids = ReferencedIds::new(&self.collections, self.target.opened().enforces_references);
         for name in ids.outside(&self.collections) {
             ids.add_all_of(self.target, &name).await?;
             ids.resolve(&name);
         }
         for position in 0..self.collections.len() {
-            let mut judge =
-                Judge { broken: &mut broken, left_out: &mut left_out, quarantine: &mut quarantine, ids: &mut ids };
+            let mut judge = Judge {
+                broken: &mut broken,
+                left_out: &mut left_out,
+                quarantine: &mut quarantine,
+                ids: &mut ids,
+                refused: &refused,
+            };
             self.validate_collection(position, &mut judge).await?;
         }
         if !broken.rules.is_empty() {
@@ -250,6 +259,10 @@ impl Migration<'_> {
         let report = &mut self.reports[position];
         for (number, (entity, found)) in (0..).zip(looked.entities) {
             let mut broken = breaks.remove(&number).unwrap_or_default();
+            if let Some(rule) = judge.refused.get(&hash(&[&collection.name, &entity.id])) {
+                let example = json::quoted(&entity.id);
+                broken.push(Break { rule: rule.clone(), remedy: Remedy::RelaxTarget, example });
+            }
             match &found {
                 Ok((fields, _)) => judge.ids.look(collection, &entity.id, fields, &mut broken),
                 Err(rule) => {
@@ -304,7 +317,7 @@ impl Migration<'_> {
         broken: &mut BrokenRules,
     ) -> Result<()> {
         let names: Vec<String> = entities.iter().map(|(id, _)| id.clone()).collect();
-        let stored = self.target.get(&collection.name, &names).await?;
+        let stored = patiently(|| self.target.get(&collection.name, &names)).await?;
         for ((id, fields), stored) in entities.iter().zip(stored) {
             let Some(stored) = stored else { continue };
             if !json::equal_objects(fields, &json::parse_object(&stored.body)?) {
@@ -322,6 +335,8 @@ struct Judge<'a> {
     left_out: &'a mut BrokenRules,
     quarantine: &'a mut Option<Quarantine>,
     ids: &'a mut ReferencedIds,
+    /// What the target said of entities that it refused in an earlier run.
+    refused: &'a HashMap<[u8; 16], String>,
 }
 
 /// A rule that one entity breaks.

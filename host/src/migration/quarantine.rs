@@ -1,7 +1,7 @@
 //! The file of the entities that a migration leaves out because they break a rule: one JSON object a line, with the
 //! entity's collection and key, what is wrong with it, and all of its content, so that it can be corrected and imported.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -33,25 +33,18 @@ impl Quarantine {
             Some(file) => file,
             none => none.insert(BufWriter::new(File::create(&self.partial).map_err(failed)?)),
         };
-        let field = rules.iter().find_map(|rule| field_of(collection, rule));
-        let head = json!({ "collection": collection.name, "key": entity.id, "field": field, "rules": rules });
-        let head = head.to_string();
-        // Not parsed: it is kept to the letter, also where it is deeper than an entity may be.
-        let body = match serde_json::from_slice::<&RawValue>(&entity.body) {
-            Ok(body) if !body.get().contains('\n') => format!("\"entity\":{body}"),
-            Ok(body) => match exact::parse(body.get().as_bytes()) {
-                Ok(value) => format!("\"entity\":{value}"),
-                Err(_) => format!("\"text\":{}", Value::from(body.get())),
-            },
-            // No JSON at all.
-            Err(_) => format!("\"text\":{}", Value::from(String::from_utf8_lossy(&entity.body))),
-        };
-        writeln!(file, "{},{body}}}", &head[..head.len() - 1]).map_err(failed)
+        file.write_all(line(collection, entity, rules).as_bytes()).map_err(failed)
     }
 
     /// Puts it on the disk, and says where it is.
     pub(super) fn finish(mut self, place: &Place) -> Result<Option<PathBuf>> {
-        let Some(file) = self.file.take() else { return Ok(None) };
+        let Some(file) = self.file.take() else {
+            // What an earlier run was told by the target, and could not note any more in its state.
+            return match std::fs::remove_file(&self.path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failure(&self.path, error)),
+                _ => Ok(None),
+            };
+        };
         let synced = file.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all());
         synced.and_then(|()| std::fs::rename(&self.partial, &self.path)).map_err(|error| failure(&self.path, error))?;
         place.sync()?;
@@ -64,6 +57,36 @@ impl Drop for Quarantine {
         // Renamed by `finish`; where it is still there, nothing was left out, because nothing is moved.
         let _ = std::fs::remove_file(&self.partial);
     }
+}
+
+/// Writes down entities that the target refused, behind those of the file if it is there, and durably.
+pub(super) fn append(path: &Path, place: &Place, collection: &Collection, refused: &[(Entity, String)]) -> Result<()> {
+    let lines: String =
+        refused.iter().map(|(entity, rule)| line(collection, entity, std::slice::from_ref(rule))).collect();
+    let written = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()));
+    written.map_err(|error| failure(path, error))?;
+    place.sync()
+}
+
+fn line(collection: &Collection, entity: &Entity, rules: &[String]) -> String {
+    let field = rules.iter().find_map(|rule| field_of(collection, rule));
+    let head = json!({ "collection": collection.name, "key": entity.id, "field": field, "rules": rules });
+    let head = head.to_string();
+    // Not parsed: it is kept to the letter, also where it is deeper than an entity may be.
+    let body = match serde_json::from_slice::<&RawValue>(&entity.body) {
+        Ok(body) if !body.get().contains('\n') => format!("\"entity\":{body}"),
+        Ok(body) => match exact::parse(body.get().as_bytes()) {
+            Ok(value) => format!("\"entity\":{value}"),
+            Err(_) => format!("\"text\":{}", Value::from(body.get())),
+        },
+        // No JSON at all.
+        Err(_) => format!("\"text\":{}", Value::from(String::from_utf8_lossy(&entity.body))),
+    };
+    format!("{},{body}}}\n", &head[..head.len() - 1])
 }
 
 /// The entities that such a file holds.

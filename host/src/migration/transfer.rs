@@ -1,23 +1,29 @@
 //! The step that writes: batches go to the target while the next page is read, several side by side, and what has arrived
 //! is noted in the state again and again, so that little has to be done twice.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use larder_model::{Entity, ErrorKind, Existing, Loaded};
+use larder_model::{Entity, ErrorKind, Existing, Loaded, json};
 use tokio::task::JoinSet;
 
-use super::digest::hash;
+use super::checkpoint::Refused;
+use super::digest::{Term, hash};
 use super::pace::{Limiter, Patience};
 use super::pages::{Position, broke_off, read_from, side_by_side};
-use super::{Event, Migration, Step, source_changed};
-use crate::error::{Error, Result};
+use super::{Event, Migration, OnInvalid, Step, entities, quarantine, source_changed};
+use crate::error::{Error, Kind, Result};
 use crate::plugin::instance::one_line;
 use crate::repository::Repository;
 
 /// A checkpoint is made when so many times its cost has passed since the last one: it makes what is on its way durable
 /// first, and must not slow the migration down.
 const CHECKPOINT_COSTS: u32 = 20;
+
+/// Refused entities that go into quarantine; a target that refuses more is no target for this source.
+const REFUSED_MAX: usize = 10_000;
+/// Of the rules that those break, the ones that are told of.
+const RULES_TOLD_MAX: usize = 100;
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,6 +34,9 @@ struct Settled {
     skipped: u64,
     quarantined: u64,
 }
+
+/// Entities that the target refused, and what it said of each.
+type Refusals = Vec<(Entity, String)>;
 
 /// A batch under way, or ended while one before it is not.
 struct Slot {
@@ -45,7 +54,7 @@ struct Segment {
 }
 
 /// Which segment, which batch of it, and what became of it.
-type Ended = (usize, u64, Result<Settled>);
+type Ended = (usize, u64, Result<(Settled, Refusals)>);
 
 /// The batches of one collection.
 struct Batches {
@@ -66,6 +75,7 @@ impl Migration<'_> {
         let (written, unchanged, skipped) = self.reports.iter().fold((0, 0, 0), |(written, unchanged, skipped), it| {
             (written + it.written, unchanged + it.unchanged, skipped + it.skipped)
         });
+        self.tell_of_refused();
         self.ended(Step::Move, since, format!("{written} written, {unchanged} unchanged, {skipped} skipped"));
         Ok(())
     }
@@ -129,15 +139,19 @@ impl Migration<'_> {
                 let segment = page.segment as usize;
                 let number = batches.segments[segment].first + batches.segments[segment].slots.len() as u64;
                 batches.segments[segment].slots.push_back(Slot { end, settled: None });
-                let (target, collection, existing) = (self.target.clone(), name.clone(), self.options.existing);
+                let (target, collection) = (self.target.clone(), name.clone());
+                let (existing, on_invalid) = (self.options.existing, self.options.on_invalid);
                 batches.loads.spawn(async move {
-                    let loaded = load(&target, &collection, batch, existing).await;
-                    let settled = loaded.map(|it| Settled {
-                        entities: count,
-                        written: it.written,
-                        unchanged: it.unchanged,
-                        skipped: it.skipped,
-                        quarantined,
+                    let loaded = load(&target, &collection, batch, existing, on_invalid).await;
+                    let settled = loaded.map(|(it, refused)| {
+                        let settled = Settled {
+                            entities: count,
+                            written: it.written,
+                            unchanged: it.unchanged,
+                            skipped: it.skipped,
+                            quarantined: quarantined + refused.len() as u64,
+                        };
+                        (settled, refused)
                     });
                     (segment, number, settled)
                 });
@@ -156,7 +170,10 @@ impl Migration<'_> {
         ended: std::result::Result<Ended, tokio::task::JoinError>,
     ) -> Result<()> {
         let (segment, number, settled) = ended.map_err(|error| broke_off("writing", error))?;
-        let settled = settled?;
+        let (settled, refused) = settled?;
+        if !refused.is_empty() {
+            self.leave_out(batches.position, refused)?;
+        }
         let report = &mut self.reports[batches.position];
         report.written += settled.written;
         report.unchanged += settled.unchanged;
@@ -178,6 +195,47 @@ impl Migration<'_> {
         Ok(())
     }
 
+    /// Puts entities into quarantine that broke no rule until the target refused them, as if that had been known before.
+    fn leave_out(&mut self, position: usize, refused: Refusals) -> Result<()> {
+        let collection = self.collections[position].clone();
+        if let Some(place) = &self.place {
+            let path = place.path_of("quarantine", &self.state.started, "jsonl");
+            quarantine::append(&path, place, &collection, &refused)?;
+            self.state.quarantine = Some(path);
+        }
+        for (entity, rule) in refused {
+            if self.state.refused.len() == REFUSED_MAX {
+                let message = format!("store `{}` refuses more than {REFUSED_MAX} entities", self.target.name());
+                return Err(Error::new(Kind::Differs, message).caused_by(rule));
+            }
+            self.left_out.insert(hash(&[&collection.name, &entity.id]));
+            let (entity, fields) = self.source.checked(&collection, entity)?;
+            let report = &mut self.reports[position];
+            report.quarantined += 1;
+            report.source_digest.remove(&Term::new(&entity.id, &fields));
+            self.state.refused.push(Refused { collection: collection.name.clone(), key: entity.id, rule });
+        }
+        self.state.collections[position].digest = self.reports[position].source_digest.to_string();
+        Ok(())
+    }
+
+    /// What was left out since the validation, by rule.
+    fn tell_of_refused(&mut self) {
+        let mut rules: BTreeMap<&str, (u64, &Refused)> = BTreeMap::new();
+        for refused in &self.state.refused {
+            rules.entry(&refused.rule).or_insert((0, refused)).0 += 1;
+        }
+        let warnings: Vec<String> = rules
+            .into_iter()
+            .take(RULES_TOLD_MAX)
+            .map(|(rule, (count, example))| {
+                let (count, collection, key) = (entities(count), &example.collection, json::quoted(&example.key));
+                format!("left out, because the target refused it: {rule}: {count}, for example {collection} {key}")
+            })
+            .collect();
+        warnings.into_iter().for_each(|message| self.tell(Event::Warned { message }));
+    }
+
     async fn checkpoint_if_due(&mut self) -> Result<()> {
         if self.place.is_none() || Instant::now() < self.checkpoint_due {
             return Ok(());
@@ -196,9 +254,16 @@ pub(super) fn from_the_beginning(workers: u32) -> Vec<Position> {
     vec![Position::default(); side_by_side(workers) as usize]
 }
 
-/// Writes a batch, all of which must be taken. What is throttled is given again.
-async fn load(target: &Repository, collection: &str, mut batch: Vec<Entity>, existing: Existing) -> Result<Loaded> {
-    let mut total = Loaded::default();
+/// Writes a batch. What is throttled is given again; what breaks a rule that only the target knows ends the migration, or
+/// is given back for the quarantine.
+async fn load(
+    target: &Repository,
+    collection: &str,
+    mut batch: Vec<Entity>,
+    existing: Existing,
+    on_invalid: OnInvalid,
+) -> Result<(Loaded, Refusals)> {
+    let (mut total, mut refusals) = (Loaded::default(), Vec::new());
     let mut patience = Patience::new();
     while !batch.is_empty() {
         let loaded = match target.load(collection, batch.clone(), existing).await {
@@ -216,6 +281,11 @@ async fn load(target: &Repository, collection: &str, mut batch: Vec<Entity>, exi
             let entity = &batch[position as usize];
             let id = one_line(&entity.id);
             let is_throttled = error.kind == ErrorKind::Throttled;
+            let breaks_a_rule = matches!(error.kind, ErrorKind::Rejected | ErrorKind::InvalidArgument);
+            if breaks_a_rule && on_invalid == OnInvalid::Quarantine {
+                refusals.push((entity.clone(), one_line(&error.message)));
+                continue;
+            }
             let error = Error::from(error).context(format!("store `{}` refused {collection} `{id}`", target.name()));
             if !is_throttled {
                 return Err(error);
@@ -228,5 +298,5 @@ async fn load(target: &Repository, collection: &str, mut batch: Vec<Entity>, exi
         }
         batch = again;
     }
-    Ok(total)
+    Ok((total, refusals))
 }

@@ -8,6 +8,7 @@ use larder_model::{Existing, json};
 use serde_json::{Map, Value};
 
 use super::digest::{self, BUCKETS, Digest, LeftOut, Sum, Term, bucket_of, hash};
+use super::pace::patiently;
 use super::pages::read_ahead;
 use super::{Event, Migration, Step, entities};
 use crate::error::{Error, Kind, Result};
@@ -196,7 +197,7 @@ async fn drill_down(
                 None => differences.add(&entity.id, Difference::OnlyInTarget, Vec::new),
                 Some(sum) if sum != Term::new(&entity.id, &fields).sum => {
                     let theirs = match differences.listed.len() < LISTED_MAX {
-                        true => source.get_one(name, &entity.id).await?,
+                        true => patiently(|| source.get_one(name, &entity.id)).await?,
                         false => None,
                     };
                     let theirs = theirs.map(|theirs| json::parse_object(&theirs.body)).transpose()?;
@@ -310,7 +311,7 @@ impl Migration<'_> {
             page.iter().for_each(|entity| raw.add(&Sum::of_raw(entity)));
             page.retain(|entity| !self.left_out.contains(&hash(&[&collection.name, &entity.id])));
             let names: Vec<String> = page.iter().map(|entity| entity.id.clone()).collect();
-            let stored = self.target.get(&collection.name, &names).await?;
+            let stored = patiently(|| self.target.get(&collection.name, &names)).await?;
             for (entity, stored) in page.into_iter().zip(stored) {
                 let (entity, fields) = self.source.checked(&collection, entity)?;
                 let Some(stored) = stored else {

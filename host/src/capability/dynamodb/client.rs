@@ -21,6 +21,7 @@ use larder_model::{Error, ErrorKind, Retry};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::errors::{self, Class};
+use super::pace::Pace;
 use crate::config::DynamodbGrant;
 
 /// For a connection, however much time a call has.
@@ -39,6 +40,7 @@ pub(super) struct Clients {
     pub(super) tables: aws_sdk_dynamodb::Client,
     /// None where the tables are not at AWS, and nothing says where they would be scaled.
     pub(super) scaling: Option<aws_sdk_applicationautoscaling::Client>,
+    pub(super) pace: Pace,
 }
 
 /// Makes the clients. Credentials are looked for with the first request, where everybody who uses AWS has them:
@@ -88,6 +90,7 @@ pub(super) async fn connect(grant: &DynamodbGrant, timeout: Duration) -> Result<
     Ok(Clients {
         tables: aws_sdk_dynamodb::Client::from_conf(tables.build()),
         scaling: has_scaling.then(|| aws_sdk_applicationautoscaling::Client::new(&config)),
+        pace: Pace::new(),
     })
 }
 
@@ -135,7 +138,11 @@ impl<E> Failed<E> {
 }
 
 /// Sends a request again until it is answered, the deadline has come or it is of no use.
-pub(super) async fn send<T, E, R, F>(deadline: Instant, mut request: impl FnMut() -> F) -> Result<T, Failed<E>>
+pub(super) async fn send<T, E, R, F>(
+    pace: &Pace,
+    deadline: Instant,
+    mut request: impl FnMut() -> F,
+) -> Result<T, Failed<E>>
 where
     F: Future<Output = Result<T, SdkError<E, R>>>,
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -144,11 +151,22 @@ where
     let mut backoff = Backoff::until(deadline);
     let (mut faults, mut conflicts, mut is_doubtful) = (0, 0, false);
     loop {
-        let failure = match timeout_at(deadline, request()).await {
-            Ok(Ok(answer)) => return Ok(answer),
+        let Ok(turn) = timeout_at(deadline, pace.turn()).await else {
+            return Err(Failed { error: errors::throttled(), answer: None, is_doubtful });
+        };
+        let answer = timeout_at(deadline, request()).await;
+        let failure = match answer {
+            Ok(Ok(answer)) => {
+                pace.answered();
+                return Ok(answer);
+            }
             Ok(Err(error)) => errors::read(error),
             Err(_) => errors::overdue(),
         };
+        if failure.class == Class::Throttled {
+            pace.throttled();
+        }
+        drop(turn);
         is_doubtful |= failure.class == Class::Lost;
         let is_worth_it = match failure.class {
             Class::Throttled => true,

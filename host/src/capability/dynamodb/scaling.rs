@@ -1,6 +1,6 @@
 //! Auto scaling: a table and its indexes are registered with Application Auto Scaling, which keeps the units in use near a
 //! percentage of those provisioned. It is another service with permissions of its own, so it is asked only where the
-//! configuration wants it.
+//! configuration wants it, by a few requests one after another, each at a pace of its own.
 
 use aws_sdk_applicationautoscaling::types::{
     MetricType, PolicyType, PredefinedMetricSpecification, ScalableDimension, ServiceNamespace,
@@ -10,6 +10,7 @@ use larder_model::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
 use super::client::{Clients, send};
+use super::pace::Pace;
 use super::{TableSpec, TableStatus, Tables};
 use crate::config::AutoScaling;
 
@@ -134,12 +135,12 @@ async fn registered(
 ) -> Result<Registered> {
     let request = client.describe_scalable_targets().service_namespace(SERVICE).resource_ids(resource);
     let request = request.scalable_dimension(dimension.clone());
-    let targets = send(deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+    let targets = send(&Pace::new(), deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
     let target = targets.scalable_targets.unwrap_or_default().into_iter().next();
     let Some(target) = target else { return Ok(Registered::default()) };
     let request = client.describe_scaling_policies().service_namespace(SERVICE).resource_id(resource);
     let request = request.scalable_dimension(dimension.clone());
-    let policies = send(deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+    let policies = send(&Pace::new(), deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
     let configurations = policies.scaling_policies.unwrap_or_default().into_iter();
     let percent =
         configurations.filter_map(|it| Some(it.target_tracking_scaling_policy_configuration?.target_value)).next();
@@ -159,7 +160,7 @@ async fn register(
         .scalable_dimension(dimension.dimension.clone())
         .min_capacity(dimension.least)
         .max_capacity(dimension.most);
-    let sent = send(deadline, || request.clone().send()).await;
+    let sent = send(&Pace::new(), deadline, || request.clone().send()).await;
     sent.map(drop).map_err(|failed| failed.of_write())
 }
 
@@ -186,6 +187,6 @@ async fn follow(
         .scalable_dimension(dimension.dimension.clone())
         .policy_type(PolicyType::TargetTrackingScaling)
         .target_tracking_scaling_policy_configuration(tracking);
-    let sent = send(deadline, || request.clone().send()).await;
+    let sent = send(&Pace::new(), deadline, || request.clone().send()).await;
     sent.map(drop).map_err(|failed| failed.of_write())
 }

@@ -7,6 +7,7 @@ use std::thread;
 
 use larder_model::Retry;
 
+use super::pace::Pace;
 use super::*;
 use crate::config::{AutoScaling, Provisioned};
 
@@ -204,6 +205,7 @@ async fn scaled(mut grant: DynamodbGrant, auto_scaling: AutoScaling) -> Tables {
     let clients = Clients {
         tables: aws_sdk_dynamodb::Client::new(&config),
         scaling: Some(aws_sdk_applicationautoscaling::Client::new(&config)),
+        pace: Pace::new(),
     };
     assert!(tables.shared.clients.set(clients).is_ok());
     tables

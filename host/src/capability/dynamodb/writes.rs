@@ -55,7 +55,7 @@ impl Tables {
                     .set_expression_attribute_names(names)
                     .set_expression_attribute_values(placed)
                     .return_values_on_condition_check_failure(REFUSED_ITEM);
-                match send(deadline, || request.clone().send()).await {
+                match send(&clients.pace, deadline, || request.clone().send()).await {
                     Ok(_) => Ok(Written::Done),
                     Err(failed) => {
                         use aws_sdk_dynamodb::operation::put_item::PutItemError::ConditionalCheckFailedException as Refused;
@@ -79,7 +79,7 @@ impl Tables {
                     .set_expression_attribute_names(names)
                     .set_expression_attribute_values(placed)
                     .return_values_on_condition_check_failure(REFUSED_ITEM);
-                match send(deadline, || request.clone().send()).await {
+                match send(&clients.pace, deadline, || request.clone().send()).await {
                     Ok(_) => Ok(Written::Done),
                     Err(failed) => {
                         use aws_sdk_dynamodb::operation::delete_item::DeleteItemError::ConditionalCheckFailedException as Refused;
@@ -144,7 +144,7 @@ impl Tables {
         let mut backoff = Backoff::until(deadline);
         let (mut conflicts, mut was_doubtful) = (0, false);
         loop {
-            let failed = match send(deadline, || request.clone().send()).await {
+            let failed = match send(&clients.pace, deadline, || request.clone().send()).await {
                 Ok(_) => return Ok(vec![Written::Done; count]),
                 Err(failed) => failed,
             };
@@ -286,7 +286,7 @@ async fn put_chunk(clients: &Clients, table: &str, mut left: Vec<WriteRequest>, 
     loop {
         let count = left.len();
         let request = clients.tables.batch_write_item().request_items(table, left);
-        let answer = send(deadline, || request.clone().send()).await.map_err(|failed| {
+        let answer = send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| {
             let is_doubtful = failed.is_doubtful || count < all;
             Failed { is_doubtful, ..failed }.of_write()
         })?;
@@ -294,6 +294,7 @@ async fn put_chunk(clients: &Clients, table: &str, mut left: Vec<WriteRequest>, 
             Some(items) if !items.is_empty() => items,
             _ => return Ok(()),
         };
+        clients.pace.throttled();
         if left.len() < count {
             backoff.reset();
         }
