@@ -126,20 +126,23 @@ fn kept(folder: &Folder, to: &str, begins: &str) -> Vec<String> {
 async fn a_killed_migration_is_gone_on_with_and_ends_equal() {
     let kills_max = setting("LARDER_MIGRATION_KILLS").unwrap_or(KILLS);
     let mut choices = Choices::new();
-    for to in ["sql", "postgres_relaxed", "split"] {
+    for (from, to) in [("json", "sql"), ("sql", "postgres_relaxed"), ("json", "split"), ("json", "dynamodb")] {
         let (mut kills, mut resumed) = (0, 0);
         while kills < kills_max {
             let folder = folder_for(&larder_samples::machines(2000, SEED), to);
+            if from != "json" {
+                migrate(&folder, "json", from, &["--no-backup"]).exits(0);
+            }
             let more = ["--no-backup", "--batch-size", "50", "--max-rate", "3000", "--resume"];
             loop {
-                let mut running = command(&folder, "json", to, &more);
+                let mut running = command(&folder, from, to, &more);
                 let mut child = running.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
                 let end = Instant::now() + Duration::from_micros(choices.below(MILLISECONDS_MAX * 1000));
                 while Instant::now() < end && child.try_wait().unwrap().is_none() {
                     std::thread::sleep(Duration::from_micros(500));
                 }
                 if let Some(status) = child.try_wait().unwrap() {
-                    assert!(status.success(), "{to}: {status}");
+                    assert!(status.success(), "{from} to {to}: {status}");
                     break;
                 }
                 child.kill().unwrap();
@@ -150,7 +153,7 @@ async fn a_killed_migration_is_gone_on_with_and_ends_equal() {
                     database.is_left_alone().await;
                 }
                 if kills % 3 == 0 || kills >= kills_max {
-                    let run = migrate(&folder, "json", to, &["--no-backup", "--resume", "--format", "json"]).exits(0);
+                    let run = migrate(&folder, from, to, &["--no-backup", "--resume", "--format", "json"]).exits(0);
                     let report = report(&run);
                     balanced(&report);
                     assert_eq!((&report["verified"], sum(&report, "read")), (&true.into(), 2202));
@@ -158,10 +161,11 @@ async fn a_killed_migration_is_gone_on_with_and_ends_equal() {
                     break;
                 }
             }
-            folder.larder(&["verify", "--from", "json", "--to", to]).exits(0);
-            assert!(kept(&folder, to, "state").is_empty(), "what has ended leaves no state");
+            folder.larder(&["verify", "--from", from, "--to", to]).exits(0);
+            let state = format!(".larder/migrations/{from}+{to}/state");
+            assert!(!folder.has(&state), "what has ended leaves no state");
         }
-        println!("json to {to}: {kills} kills, {resumed} runs gone on with, all equal");
+        println!("{from} to {to}: {kills} kills, {resumed} runs gone on with, all equal");
     }
 }
 
@@ -538,4 +542,27 @@ fn lines_tell_how_far_it_is_where_nobody_watches() {
     let run = migrate(&folder, "json", "split", &more).exits(0);
     let line = run.stderr.lines().find(|line| line.contains(" s left")).unwrap_or_else(|| panic!("{run:#?}"));
     assert!(line.starts_with("move      machines: ") && line.contains(" of 700, "), "{line}");
+}
+
+#[test]
+fn a_bar_tells_how_far_it_is_on_a_terminal() {
+    let folder = folder_for(&larder_samples::machines(700, SEED), "split");
+    let migrating = command(&folder, "json", "split", &["--no-backup", "--max-rate", "500", "--batch-size", "10"]);
+    // Gives what it runs a terminal, and copies what is drawn there.
+    let mut script = Command::new("script");
+    let words = std::iter::once(migrating.get_program()).chain(migrating.get_args());
+    let words: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+    script.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]).current_dir(folder.path());
+    for (name, value) in migrating.get_envs() {
+        match value {
+            Some(value) => script.env(name, value),
+            None => script.env_remove(name),
+        };
+    }
+    let run = run_with(script, "").exits(0);
+    let drawn: Vec<&str> = run.stdout.split(['\r', '\n']).collect();
+    let bar = drawn.iter().find(|line| line.contains("move") && line.contains("machines") && line.contains("/700 "));
+    let bar = bar.unwrap_or_else(|| panic!("{run:#?}"));
+    assert!(bar.contains("/s ") && bar.contains(" left"), "{bar}");
+    assert!(run.stdout.contains("migrated 771 entities from `json` to `split`, verified equal"), "{run:#?}");
 }

@@ -212,14 +212,17 @@ impl<S: Sql> SqlStore<S> {
     pub(crate) fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
         let position = self.position(collection)?;
         // Before the transaction, so that another call can write meanwhile.
-        let mut parsed = Some(write::parse(&self.tables[position], self.strict, &entities));
+        let rows = |store: &Self, careful| {
+            write::rows(&store.tables[position], store.strict, write::way_of_load(careful), &entities)
+        };
+        let is_careful = self.sql.dialect() == Dialect::Sqlite;
+        let mut made = Some(rows(self, is_careful));
         self.write(
             &[position],
             |store| store.sql.begin_bulk(),
             |store, database, careful| {
-                let table = &store.tables[position];
-                let parsed = parsed.take().unwrap_or_else(|| write::parse(table, store.strict, &entities));
-                write::load(table, &store.tables, database, &entities, existing, parsed, careful)
+                let made = made.take().filter(|_| careful == is_careful).unwrap_or_else(|| rows(store, careful));
+                write::load(&store.tables[position], &store.tables, database, &entities, existing, made, careful)
             },
         )
     }

@@ -146,13 +146,38 @@ fn stored_ids(table: &Table, database: &dyn Database, ids: &[&str]) -> Result<Ha
 
 /// How rows are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     /// Under keys that are not stored.
     Insert,
     /// The same, in the form of a COPY.
     Copy,
     /// In place of what is stored.
     Replace,
+}
+
+/// An entity in the form in which it is sent.
+pub(crate) enum Row {
+    Cells(Vec<SqlValue>),
+    /// Of a COPY.
+    Line(Vec<u8>),
+}
+
+impl Row {
+    fn new(table: &Table, way: Way, entity: Map<String, Value>) -> Row {
+        let mut cells = Vec::with_capacity(table.width());
+        row::cells(table, entity, &mut cells);
+        if way != Way::Copy {
+            return Row::Cells(cells);
+        }
+        let mut line = Vec::new();
+        copy::line(&cells, &mut line);
+        Row::Line(line)
+    }
+}
+
+/// How rows that are new are loaded. Carefully, those that break a rule are found one by one.
+pub(crate) fn way_of_load(careful: bool) -> Way {
+    if careful { Way::Insert } else { Way::Copy }
 }
 
 /// Rows that wait to be sent to one table.
@@ -174,10 +199,13 @@ impl<'a> Batch<'a> {
     }
 
     fn push(&mut self, label: usize, entity: Map<String, Value>, bytes: usize) {
-        row::cells(self.table, entity, &mut self.cells);
-        if self.way == Way::Copy {
-            copy::line(&self.cells, &mut self.lines);
-            self.cells.clear();
+        self.push_row(label, Row::new(self.table, self.way, entity), bytes);
+    }
+
+    fn push_row(&mut self, label: usize, row: Row, bytes: usize) {
+        match row {
+            Row::Cells(cells) => self.cells.extend(cells),
+            Row::Line(line) => self.lines.extend(line),
         }
         self.labels.push(label);
         self.bytes += bytes;
@@ -585,15 +613,15 @@ fn is_of_one_write(error: &Error) -> bool {
         )
 }
 
-/// The members of each entity, or why it is refused. Before the transaction, so that another call can write meanwhile.
-pub(crate) fn parse(table: &Table, strict: bool, entities: &[Entity]) -> Vec<Result<Map<String, Value>>> {
-    let parse = |entity: &Entity| {
+/// Each entity as a row, or why it is refused. Before the transaction, so that another call can write meanwhile.
+pub(crate) fn rows(table: &Table, strict: bool, way: Way, entities: &[Entity]) -> Vec<Result<Row>> {
+    let row = |entity: &Entity| {
         check_size(table, &entity.id, &entity.body)?;
         let members = entity::parse(&table.collection, Some(&entity.id), &entity.body)?;
         check_rules(table, strict, &entity.id, &members)?;
-        Ok(members)
+        Ok(Row::new(table, way, members))
     };
-    entities.iter().map(parse).collect()
+    entities.iter().map(row).collect()
 }
 
 /// Loads entities as they are. An error that breaks a rule asks for care, as one of [`Apply`] does.
@@ -603,7 +631,7 @@ pub(crate) fn load(
     database: &dyn Database,
     entities: &[Entity],
     existing: Existing,
-    parsed: Vec<Result<Map<String, Value>>>,
+    rows: Vec<Result<Row>>,
     careful: bool,
 ) -> Result<Loaded> {
     let mut loaded = Loaded::default();
@@ -613,32 +641,32 @@ pub(crate) fn load(
     let lock = if existing == Existing::Overwrite { Lock::Change } else { Lock::None };
     let mut compared: HashMap<String, Entity> = HashMap::new();
     let mut sent: HashSet<&str> = HashSet::with_capacity(ids.len());
-    let way = if careful { Way::Insert } else { Way::Copy };
-    let (mut fresh, mut replaced) = (Batch::new(table, way, careful), Batch::new(table, Way::Replace, careful));
+    let (mut fresh, mut replaced) =
+        (Batch::new(table, way_of_load(careful), careful), Batch::new(table, Way::Replace, careful));
+    let again = |i: usize| entity::parse(&table.collection, None, &entities[i].body);
     let send = |batch: &mut Batch, loaded: &mut Loaded| -> Result<()> {
         let count = batch.labels.len() as u64;
-        let again = |i: usize| entity::parse(&table.collection, None, &entities[i].body);
         let refused = batch.send(tables, database, &again)?;
         loaded.written += count - refused.len() as u64;
         loaded.refused.extend(refused.into_iter().map(|(i, error)| (i as u32, error)));
         Ok(())
     };
-    for ((i, entity), members) in entities.iter().enumerate().zip(parsed) {
-        let members = match members {
-            Ok(members) => members,
+    for ((i, entity), row) in entities.iter().enumerate().zip(rows) {
+        let row = match row {
+            Ok(row) => row,
             Err(error) => {
                 loaded.refused.push((i as u32, error));
                 continue;
             }
         };
-        let again = !sent.insert(&entity.id);
-        if again {
+        let twice = !sent.insert(&entity.id);
+        if twice {
             // Twice in one call: the first of them counts as stored.
             send(&mut fresh, &mut loaded)?;
             send(&mut replaced, &mut loaded)?;
             compared.remove(&entity.id);
         }
-        if (again || known.contains(&entity.id)) && !compared.contains_key(&entity.id) {
+        if (twice || known.contains(&entity.id)) && !compared.contains_key(&entity.id) {
             // With those that come next, in one statement.
             let next = entities[i..].iter().map(|entity| entity.id.as_str());
             let next: Vec<&str> =
@@ -646,10 +674,14 @@ pub(crate) fn load(
             compared = stored(table, database, &next, lock)?;
         }
         let bytes = entity.body.len();
-        match compared.get(&entity.id).map(|stored| row::members(table, stored)).transpose()? {
-            None => fresh.push(i, members, bytes),
-            Some(stored) if json::equal_objects(&stored, &members) => loaded.unchanged += 1,
-            Some(_) => match existing {
+        let stored = match compared.get(&entity.id) {
+            None => None,
+            Some(stored) => Some((row::members(table, stored)?, again(i)?)),
+        };
+        match stored {
+            None => fresh.push_row(i, row, bytes),
+            Some((stored, members)) if json::equal_objects(&stored, &members) => loaded.unchanged += 1,
+            Some((_, members)) => match existing {
                 Existing::Overwrite => replaced.push(i, members, bytes),
                 Existing::Skip => loaded.skipped += 1,
                 Existing::Fail => loaded.refused.push((
