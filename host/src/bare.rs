@@ -11,9 +11,9 @@ use crate::error::Result;
 use crate::repository::Repository;
 
 /// The directory and the database that the plugin of this store would be lent.
-pub fn lend(config: &Config, store: &Store) -> (Option<Directory>, Option<Database>) {
-    let lent = Lent::new(&store.grants, config.collections(), config.plugins.call_timeout);
-    (lent.files, lent.sql)
+pub fn lend(config: &Config, store: &Store) -> Result<(Option<Directory>, Option<Database>)> {
+    let lent = Lent::new(&store.grants, config.collections(), config.plugins.call_timeout)?;
+    Ok((lent.files, lent.sql))
 }
 
 /// A page of everything, as migrations read it.

@@ -7,6 +7,8 @@
 // Public inside a private module: the generated bindings name their handles.
 pub mod dynamodb;
 pub mod files;
+pub(crate) mod http;
+pub(crate) mod network;
 pub mod sql;
 
 use std::path::PathBuf;
@@ -16,7 +18,7 @@ use larder_model::{Collection, Error as ContractError, ErrorKind};
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
 
-use crate::config::{Grants, SqlGrant, Store, TlsMode};
+use crate::config::{Grants, HostName, SqlGrant, Store, TlsMode};
 use crate::error::{Error, Result};
 use crate::plugin::bindings::{StrategyPre, error_into, isolation_from_option, types};
 use crate::plugin::bindings::{dynamodb as wit_dynamodb, files as wit_files, sql as wit_sql};
@@ -24,6 +26,8 @@ use crate::plugin::instance::{State, one_line};
 use crate::plugin::{Capability, Plugin};
 use dynamodb::{Attribute, Tables};
 use files::{Directory, FileStat, Lock, LockMode, Replacement};
+use http::Origins;
+use network::{Hosts, Refusal};
 use sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
 
 /// What one store borrows. Clones are the same loan.
@@ -32,6 +36,8 @@ pub(crate) struct Lent {
     pub(crate) files: Option<Directory>,
     pub(crate) sql: Option<Database>,
     pub(crate) dynamodb: Option<Tables>,
+    pub(crate) tcp: Option<Hosts>,
+    pub(crate) http: Option<Origins>,
     /// Where that is, for a person.
     places: Vec<PathBuf>,
     /// The same of a server.
@@ -44,7 +50,10 @@ impl Lent {
     /// Makes the capabilities that the grants describe. Nothing is opened before it is used.
     ///
     /// A statement is given up before the call that sent it is, so that whoever called learns why.
-    pub(crate) fn new(grants: &Grants, collections: &[Collection], call_timeout: Duration) -> Lent {
+    ///
+    /// # Errors
+    /// Where requests are to be encrypted, and the system knows no authority that signs certificates.
+    pub(crate) fn new(grants: &Grants, collections: &[Collection], call_timeout: Duration) -> Result<Lent> {
         let timeout = call_timeout * 4 / 5;
         let file = match &grants.sql {
             Some(SqlGrant::Sqlite { path, .. }) => Some(path.clone()),
@@ -54,7 +63,12 @@ impl Lent {
             Some(SqlGrant::Postgresql(server)) => Some(server.to_string()),
             _ => None,
         };
-        Lent {
+        let http = grants.http.as_ref().map(|grant| Origins::new(grant, timeout)).transpose().map_err(|error| {
+            Error::config("no certificate authorities of the system can be read")
+                .caused_by(error)
+                .hint("install them (`ca-certificates`), or name a file of them in SSL_CERT_FILE")
+        })?;
+        Ok(Lent {
             places: grants.files.iter().map(|grant| grant.directory.clone()).chain(file).collect(),
             files: grants.files.as_ref().map(|grant| Directory::new(&grant.directory)),
             sql: grants.sql.as_ref().map(|grant| database(grant, timeout)),
@@ -62,9 +76,36 @@ impl Lent {
                 let names = collections.iter().map(|collection| collection.name.clone());
                 Tables::new(grant.clone(), names.collect(), timeout)
             }),
+            tcp: grants.tcp.as_ref().map(|grant| Hosts::new(grant.endpoints.clone(), grant.private)),
+            http,
             server,
             tables: grants.dynamodb.as_ref().map(ToString::to_string),
+        })
+    }
+
+    /// Resolves every name that was granted, so that what cannot be meant is told before a plugin meets it. A name that
+    /// nobody knows at the moment may be known later.
+    pub(crate) async fn check_names(&self, store: &Store) -> Result<()> {
+        let http = self.http.as_ref().map(Origins::hosts);
+        let grants = [(Capability::Tcp, self.tcp.as_ref()), (Capability::Http, http)];
+        let names = grants.into_iter().filter_map(|(capability, hosts)| Some((capability, hosts?)));
+        let lookups = names.flat_map(|(capability, hosts)| {
+            let look_up = move |name: HostName| async move { (capability, hosts.resolve(&name).await, name) };
+            hosts.names().into_iter().map(look_up)
+        });
+        for (capability, found, name) in futures_util::future::join_all(lookups).await {
+            if let Err(Refusal::Prohibited(address)) = found {
+                let grant = format!("{}.grants.{}", store.location, capability.name());
+                return Err(Error::config(format!(
+                    "`{grant}`: the name {name} leads to {address}, and a name may lead to public addresses alone"
+                ))
+                .hint(format!(
+                    "if that is meant, name the address itself, or set `{grant}.private` for addresses of this machine and \
+                     of private networks"
+                )));
+            }
         }
+        Ok(())
     }
 
     /// What a person can do about a plugin's error that comes from what was lent: the plugin knows no path to tell of.
@@ -149,6 +190,8 @@ pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<St
             Capability::Files => store.grants.files.is_some(),
             Capability::Sql => store.grants.sql.is_some(),
             Capability::Dynamodb => store.grants.dynamodb.is_some(),
+            Capability::Tcp => store.grants.tcp.is_some(),
+            Capability::Http => store.grants.http.is_some(),
         };
         if !granted {
             return Err(Error::refused(format!(
@@ -169,10 +212,12 @@ pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<St
     })
 }
 
-/// WASI, which holds no directory, address, argument or variable, and the interfaces of these capabilities.
+/// WASI, which holds no directory, argument or variable, and the interfaces of these capabilities. Sockets are always
+/// there, because standard libraries import them whether they are used or not; where no host was granted, each use is denied.
 pub(crate) fn link_interfaces(engine: &Engine, capabilities: &[Capability]) -> wasmtime::Result<Linker<State>> {
     let mut linker: Linker<State> = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    network::add_name_lookup(&mut linker)?;
     for capability in capabilities {
         match capability {
             Capability::Files => wit_files::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?,
@@ -180,6 +225,8 @@ pub(crate) fn link_interfaces(engine: &Engine, capabilities: &[Capability]) -> w
             Capability::Dynamodb => {
                 wit_dynamodb::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
             }
+            Capability::Tcp => {}
+            Capability::Http => wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?,
         }
     }
     Ok(linker)

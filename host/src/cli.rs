@@ -439,11 +439,23 @@ pub enum StoresCommand {
 pub enum PluginsCommand {
     /// Print the plugins in the plugins directory.
     List,
-    /// Print what a component wants and can do, and the configuration that would grant it.
+    /// Print what a component is made of, what it wants, and the store that would grant it. The file is read and nothing of
+    /// it runs, so it may be a stranger's. Ends with an error where the component would not be loaded.
     Inspect {
         /// The component.
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
+        /// Also run it, to ask for its version, its features and the keys of its section: compiled, in a sandbox that lends
+        /// it nothing, for five seconds at most.
+        #[arg(long)]
+        describe: bool,
+    },
+    /// Pin the plugins that are in the plugins directory now, in `plugins.lock` beside the configuration. From then on no
+    /// other one is loaded.
+    Pin {
+        /// Only say whether the plugins are those that are pinned.
+        #[arg(long)]
+        check: bool,
     },
     /// Hold a component against the contract: every promise, on warm and on fresh instances.
     Test(PluginsTestArgs),

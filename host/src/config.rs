@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 
 mod collections;
 mod environment;
+pub(crate) mod network;
 mod resolve;
 mod schema;
 mod show;
@@ -26,6 +27,7 @@ mod tests;
 pub(crate) mod trial;
 mod written;
 
+pub use network::{Endpoint, HostName, HttpGrant, Origin, TcpGrant};
 pub use schema::{check_section, schema};
 
 /// The file that is read where neither a flag nor the environment names one.
@@ -82,6 +84,10 @@ pub struct Grants {
     pub sql: Option<SqlGrant>,
     /// Tables in DynamoDB.
     pub dynamodb: Option<DynamodbGrant>,
+    /// Hosts to connect to.
+    pub tcp: Option<TcpGrant>,
+    /// Origins to send requests to.
+    pub http: Option<HttpGrant>,
 }
 
 /// A directory with all that is in it.
@@ -247,6 +253,8 @@ pub struct PluginSettings {
     pub memory_bytes_max: u64,
     /// Size of a component's file.
     pub component_bytes_max: u64,
+    /// Functions of a component.
+    pub functions_max: u64,
     /// For one call, capabilities included.
     pub call_timeout: Duration,
     /// From `begin` to the end of a transaction.
@@ -328,6 +336,11 @@ impl Config {
     /// Where migrations keep their state: `.larder` beside the configuration.
     pub fn state_directory(&self) -> PathBuf {
         resolve::state_directory(&self.base_dir)
+    }
+
+    /// Where the plugins that may be loaded are pinned: `plugins.lock` beside the configuration.
+    pub fn plugins_lock(&self) -> PathBuf {
+        resolve::plugins_lock(&self.base_dir)
     }
 
     /// Where plugins are: `flag`, else what `LARDER_PLUGINS` names, else `plugins.directory`, else the folder `plugins`
@@ -417,27 +430,34 @@ impl Store {
     /// What place it is and how that is read, for a person to compare with another: no secrets.
     pub fn identity(&self) -> String {
         // All of them, so that a new one is thought of here.
-        let Grants { files, sql, dynamodb } = &self.grants;
+        let Grants { files, sql, dynamodb, tcp, http } = &self.grants;
         let files = files.iter().map(|grant| grant.directory.display().to_string());
         let sql = sql.iter().map(|grant| match grant {
             SqlGrant::Sqlite { path, .. } => path.display().to_string(),
             SqlGrant::Postgresql(server) => server.to_string(),
         });
         let dynamodb = dynamodb.iter().map(DynamodbGrant::to_string);
-        let places: Vec<String> = files.chain(sql).chain(dynamodb).collect();
+        let hosts = tcp.iter().flat_map(|grant| &grant.endpoints).map(Endpoint::to_string);
+        let origins = http.iter().flat_map(|grant| &grant.origins).map(Origin::to_string);
+        let places: Vec<String> = files.chain(sql).chain(dynamodb).chain(hosts).chain(origins).collect();
         format!("{} in {} with {}", self.strategy, places.join(", "), show::without_secrets(&self.section))
     }
 
-    /// Whether both are one place: what is written to the one is then in the other. Documents of two layouts may share a
-    /// directory; a table is the same whatever a section says of it.
+    /// Whether both are one place: what is written to the one is then in the other. A table is the same whatever a section
+    /// says of it; documents of two layouts may share a directory, and two stores may share a server.
     pub fn is_same_place(&self, other: &Store) -> bool {
         let has_database = |grants: &Grants| grants.sql.is_some() || grants.dynamodb.is_some();
         let shares_database = has_database(&self.grants) && self.grants.overlap(&other.grants);
         let shares_files = self.grants.files.as_ref().map(FilesGrant::settled)
-            == other.grants.files.as_ref().map(FilesGrant::settled)
+            == other.grants.files.as_ref().map(FilesGrant::settled);
+        let shares_rest = self.section == other.section
             && !has_database(&self.grants)
-            && !has_database(&other.grants);
-        self.strategy == other.strategy && (shares_database || (shares_files && self.section == other.section))
+            && !has_database(&other.grants)
+            && match self.grants.endpoints().next() {
+                Some(_) => self.grants.shares_endpoint(&other.grants),
+                None => shares_files && other.grants.endpoints().next().is_none(),
+            };
+        self.strategy == other.strategy && (shares_database || shares_rest)
     }
 }
 
@@ -467,7 +487,18 @@ impl Grants {
             }
             _ => false,
         };
-        files || sql || dynamodb
+        files || sql || dynamodb || self.shares_endpoint(other)
+    }
+
+    /// The hosts that are reached by either protocol.
+    fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        let tcp = self.tcp.iter().flat_map(|grant| &grant.endpoints);
+        let http = self.http.iter().flat_map(|grant| &grant.origins).map(|origin| &origin.endpoint);
+        tcp.chain(http)
+    }
+
+    fn shares_endpoint(&self, other: &Grants) -> bool {
+        self.endpoints().any(|one| other.endpoints().any(|other| one == other))
     }
 }
 

@@ -216,7 +216,7 @@ impl Subject {
         let parent = plugin.parent().filter(|parent| !parent.as_os_str().is_empty());
         let plugins_directory = parent.unwrap_or(Path::new(".")).to_path_buf();
         let config = Config::from_text(r#"{"storage": {"strategy": "none"}}"#, Path::new("."))?;
-        let plugin = Host::new(config, Some(&plugins_directory))?.inspect(plugin).await?;
+        let plugin = Host::new(config, Some(&plugins_directory))?.describe(plugin).await?;
         let store = store.unwrap_or_else(|| config::trial::store(&plugin.name, &plugin.wants));
         if store.contains_key("strategy") {
             return Err(Error::config("the store to test with says which strategy it is of")
@@ -225,14 +225,24 @@ impl Subject {
         let text = Value::Object(store.clone()).to_string();
         let has = |variable: &str| text.contains(&format!("${{{variable}}}"));
         let is_shared =
-            !plugin.wants.is_empty() && !has(config::trial::SCRATCH_VARIABLE) && !has(config::trial::CASE_VARIABLE);
+            reaches_out(&plugin, &store) && !has(config::trial::SCRATCH_VARIABLE) && !has(config::trial::CASE_VARIABLE);
         Ok(Subject { plugin, plugins_directory, store, is_shared })
+    }
+
+    /// Whether all that it keeps is in the memory of an instance.
+    fn is_in_memory(&self) -> bool {
+        !reaches_out(&self.plugin, &self.store)
     }
 
     /// The component.
     pub fn plugin(&self) -> &Plugin {
         &self.plugin
     }
+}
+
+/// Whether a plugin is lent something that it can keep entities in.
+fn reaches_out(plugin: &Plugin, store: &Map<String, Value>) -> bool {
+    !plugin.wants.is_empty() || store.contains_key("grants")
 }
 
 /// The cases whose names contain one of the words, all of them without words.
@@ -284,8 +294,8 @@ async fn run_one(subject: &Subject, case: &'static Case, instances: Instances) -
 }
 
 async fn verdict_of(subject: &Subject, case: &'static Case, instances: Instances) -> Checked {
-    if instances == Instances::Fresh && subject.plugin.wants.is_empty() {
-        return Err(Stop::NotRun("the plugin wants no capability, so all it has is in its memory".into()));
+    if instances == Instances::Fresh && subject.is_in_memory() {
+        return Err(Stop::NotRun("the plugin is lent no capability, so all it has is in its memory".into()));
     }
     let place = Place::new(subject, instances)?;
     // A task of its own: a fault of the suite must not end it.

@@ -7,7 +7,8 @@ use crate::capability::{self, Lent};
 use crate::config::{self, Config, Store};
 use crate::error::{Error, Result};
 use crate::plugin::engine::Engine;
-use crate::plugin::{self, Plugin};
+use crate::plugin::pins::Pins;
+use crate::plugin::{self, Bounds, Inspection, Plugin};
 use crate::repository::{Kept, Limits, Repository, Scrutiny};
 
 /// Opens the stores of one configuration.
@@ -55,14 +56,36 @@ impl Host {
         plugin::discover(&self.plugins_directory)
     }
 
-    /// Loads a strategy from the plugins directory.
+    /// Loads a strategy from the plugins directory. Where plugins are pinned, it must be the one that is.
     pub async fn plugin(&self, name: &str) -> Result<Plugin> {
-        plugin::load(&self.engine, &self.plugins_directory, name, self.config.plugins.component_bytes_max).await
+        let pins = self.pins()?;
+        plugin::load(&self.engine, &self.plugins_directory, name, &self.bounds(), pins.as_ref()).await
     }
 
-    /// Loads a component from anywhere, to look at it.
-    pub async fn inspect(&self, path: &Path) -> Result<Plugin> {
-        plugin::load_file(&self.engine, path, self.config.plugins.component_bytes_max).await
+    /// The plugins that may be loaded, none where nobody has said so.
+    pub fn pins(&self) -> Result<Option<Pins>> {
+        Pins::read(&self.config.plugins_lock())
+    }
+
+    /// Pins that would have the plugins directory as it is now.
+    pub fn pins_of_directory(&self) -> Result<Pins> {
+        let bounds = self.config.plugins.component_bytes_max;
+        Pins::of_directory(&self.config.plugins_lock(), &self.plugins_directory, bounds)
+    }
+
+    /// Reads a component from anywhere, and runs nothing of it.
+    pub fn inspect(&self, path: &Path) -> Result<Inspection> {
+        plugin::inspect(path, &self.bounds())
+    }
+
+    /// Loads a component from anywhere, whether it is pinned or not: it is asked to describe itself, in a sandbox that
+    /// lends it nothing.
+    pub async fn describe(&self, path: &Path) -> Result<Plugin> {
+        plugin::load_file(&self.engine, path, &self.bounds(), None).await
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds::new(&self.config.plugins)
     }
 
     /// Closes the stores that it opened, as [`Repository::close`] does, and what they hold open: an SQLite database is one
@@ -99,8 +122,9 @@ impl Host {
         for kept in unused {
             self.close_one(kept).await;
         }
-        let lent = Lent::new(&store.grants, self.config.collections(), self.config.plugins.call_timeout);
         let pre = capability::link(&self.engine, &plugin, &store)?;
+        let lent = Lent::new(&store.grants, self.config.collections(), self.config.plugins.call_timeout)?;
+        lent.check_names(&store).await?;
         let settings = &self.config.plugins;
         let limits = Limits {
             memory_bytes_max: usize::try_from(settings.memory_bytes_max).unwrap_or(usize::MAX),

@@ -317,9 +317,7 @@ impl Store {
         let collections: Vec<_> = self.collections.iter().filter(told).map(bindings::collection_into).collect();
         let mut reserve = None;
         loop {
-            let files = self.lent.files.as_ref().map(Directory::for_instance);
-            let (sql, dynamodb) = (self.lent.sql.clone(), self.lent.dynamodb.clone());
-            let state = State::new(self.limits.memory_bytes_max, files, sql, dynamodb);
+            let state = State::new(self.limits.memory_bytes_max, &self.lent);
             let mut instance = Box::new(Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?);
             let ended = {
                 let (guest, store) = instance.parts();

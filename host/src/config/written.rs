@@ -118,6 +118,14 @@ pub(super) struct Grants {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "dynamodb_grant")]
     pub(super) dynamodb: Option<DynamodbStrategy>,
+    /// TCP connections to hosts that are named. Nothing listens, and there is no UDP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "TcpGrant")]
+    pub(super) tcp: Option<TcpGrant>,
+    /// HTTP requests to origins that are named. Redirections are answers: nothing follows them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "HttpGrant")]
+    pub(super) http: Option<HttpGrant>,
 }
 
 /// One directory with all that is in it.
@@ -127,6 +135,30 @@ pub(super) struct FilesGrant {
     /// The directory, relative to the working directory. It may not hold the configuration, plugins or the state of migrations.
     #[schemars(length(min = 1))]
     pub(super) directory: String,
+}
+
+/// TCP connections to hosts that are named.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TcpGrant {
+    /// Hosts with their ports, as `cache.example.org:6379`, `10.0.0.5:6379` or `[2001:db8::5]:6379`.
+    #[schemars(length(min = 1))]
+    pub(super) allow: Vec<String>,
+    /// Names may lead to this machine and to private addresses. An address that `allow` has itself, and `localhost`, need no leave.
+    #[serde(default)]
+    pub(super) private: bool,
+}
+
+/// HTTP requests to origins that are named.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HttpGrant {
+    /// Origins, as `https://api.example.org` or `http://127.0.0.1:8080`.
+    #[schemars(length(min = 1))]
+    pub(super) allow: Vec<String>,
+    /// As `storage.grants.tcp.private`.
+    #[serde(default)]
+    pub(super) private: bool,
 }
 
 /// The database's part of a SQL strategy's section: a plugin's own settings are in its own section.
@@ -478,6 +510,9 @@ pub(super) struct Plugins {
     /// Size of a component's file, in MiB: those from Python and JavaScript have 13 to 18.
     #[schemars(range(min = 1, max = 1024))]
     pub(super) component_mb_max: u32,
+    /// Functions of a component, over all of its modules: those from Rust have some 2,000, those from Python and JavaScript 20,000.
+    #[schemars(range(min = 100, max = 1_000_000))]
+    pub(super) functions_max: u32,
     /// Seconds that one call may take, what it waits for included: a large document takes its time to load.
     #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
     pub(super) call_timeout: f64,
@@ -495,6 +530,7 @@ impl Default for Plugins {
             directory: None,
             memory_mb_max: 1024,
             component_mb_max: 64,
+            functions_max: 50_000,
             call_timeout: 30.0,
             transaction_timeout: 30.0,
             max_scanned_entities: 1_000_000,

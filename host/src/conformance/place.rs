@@ -75,7 +75,7 @@ impl Place {
     /// A handle of its own: another host, another instance. For a plugin whose entities are in its memory there is only
     /// one.
     pub(super) async fn open(&self) -> Checked<Repository> {
-        if self.inner.subject.plugin.wants.is_empty() && locked(&self.inner.opened).is_some() {
+        if self.inner.subject.is_in_memory() && locked(&self.inner.opened).is_some() {
             return Err(Stop::NotRun("it needs a second handle, and the plugin keeps entities in memory alone".into()));
         }
         let repository = self.open_store().await?;

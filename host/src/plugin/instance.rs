@@ -11,11 +11,15 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::bindings::{self, Strategy, repository};
 use super::limits::Limits;
+use crate::capability::Lent;
 use crate::capability::dynamodb::Tables;
 use crate::capability::files::Directory;
+use crate::capability::http::Outgoing;
+use crate::capability::network::Hosts;
 use crate::capability::sql::Database;
 use crate::error::{Error, Kind, Result};
 
@@ -37,34 +41,53 @@ pub(crate) struct State {
     pub(crate) files: Option<Directory>,
     pub(crate) sql: Option<Database>,
     pub(crate) dynamodb: Option<Tables>,
+    pub(crate) tcp: Option<Hosts>,
+    http: Outgoing,
+    http_context: WasiHttpCtx,
 }
 
 impl State {
-    pub(crate) fn new(
-        memory_bytes_max: usize,
-        files: Option<Directory>,
-        sql: Option<Database>,
-        dynamodb: Option<Tables>,
-    ) -> Self {
+    pub(crate) fn new(memory_bytes_max: usize, lent: &Lent) -> Self {
         let log = Log::default();
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         State {
-            // No arguments, environment, directory or address: those are lent by name, or not at all.
-            wasi: WasiCtxBuilder::new().stdout(log.clone()).stderr(log.clone()).build(),
+            wasi: wasi(&log, lent.tcp.clone()),
             table,
             limits: Limits::new(memory_bytes_max),
             log,
-            files,
-            sql,
-            dynamodb,
+            files: lent.files.as_ref().map(Directory::for_instance),
+            sql: lent.sql.clone(),
+            dynamodb: lent.dynamodb.clone(),
+            tcp: lent.tcp.clone(),
+            http: Outgoing(lent.http.clone()),
+            http_context: WasiHttpCtx::new(),
         }
     }
+}
+
+/// No arguments, environment or directory: those are lent by name, or not at all. Of addresses those of granted hosts.
+fn wasi(log: &Log, hosts: Option<Hosts>) -> WasiCtx {
+    let mut builder = WasiCtxBuilder::new();
+    builder.stdout(log.clone()).stderr(log.clone());
+    if let Some(hosts) = hosts {
+        builder.allow_tcp(true).socket_addr_check(move |address, used| {
+            let is_allowed = hosts.allow_use(address, used);
+            Box::pin(async move { is_allowed })
+        });
+    }
+    builder.build()
 }
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http_context, table: &mut self.table, hooks: &mut self.http }
     }
 }
 
