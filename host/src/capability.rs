@@ -22,8 +22,9 @@ use crate::config::{Grants, HostName, SqlGrant, Store, TlsMode};
 use crate::error::{Error, Result};
 use crate::plugin::bindings::{StrategyPre, error_into, isolation_from_option, types};
 use crate::plugin::bindings::{dynamodb as wit_dynamodb, files as wit_files, sql as wit_sql};
-use crate::plugin::instance::{State, one_line};
+use crate::plugin::instance::State;
 use crate::plugin::{Capability, Plugin};
+use crate::text::one_line;
 use dynamodb::{Attribute, Tables};
 use files::{Directory, FileStat, Lock, LockMode, Replacement};
 use http::Origins;
@@ -663,5 +664,35 @@ impl wit_dynamodb::Host for State {
         };
         let segments = segments.into_iter().map(|it| (it.number, it.start.map(item_from))).collect();
         answer(self.tables()?.scan(scan, segments).await.map(|pages| pages.into_iter().map(item_page_into).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::config::{Config, Endpoint};
+
+    #[tokio::test]
+    async fn a_granted_name_that_leads_where_names_may_not_is_told_when_the_store_is_opened() {
+        let text = r#"{"storage": {"strategy": "kv", "grants": {"tcp": {"allow": ["cache.example.org:6379"]}}}}"#;
+        let store = Config::from_text(text, std::path::Path::new(".")).unwrap().store(None).unwrap();
+        let cache = Endpoint { host: HostName::Name("cache.example.org".into()), port: 6379 };
+        let lent =
+            |look_up| Lent { tcp: Some(Hosts::with_lookup(vec![cache.clone()], false, look_up)), ..Lent::default() };
+        let inside = lent(|_| Box::pin(async { Ok(vec![IpAddr::from([10, 0, 0, 7])]) }));
+        let error = inside.check_names(&store).await.unwrap_err();
+        assert_eq!(error.kind, crate::error::Kind::Config);
+        assert!(
+            error.message.contains("`storage.grants.tcp`: the name cache.example.org leads to 10.0.0.7"),
+            "{error:?}"
+        );
+        assert!(error.hint.unwrap().contains("`storage.grants.tcp.private`"));
+        let public = lent(|_| Box::pin(async { Ok(vec![IpAddr::from([8, 8, 8, 8])]) }));
+        public.check_names(&store).await.unwrap();
+        assert!(public.tcp.unwrap().allow_connection(([8, 8, 8, 8], 6379).into()), "what was resolved is known");
+        // Who cannot be asked now may answer later.
+        lent(|_| Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) })).check_names(&store).await.unwrap();
     }
 }

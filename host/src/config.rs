@@ -15,6 +15,7 @@ use larder_model::Collection;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::plugin::Capability;
 
 mod collections;
 mod environment;
@@ -429,17 +430,7 @@ impl Store {
 
     /// What place it is and how that is read, for a person to compare with another: no secrets.
     pub fn identity(&self) -> String {
-        // All of them, so that a new one is thought of here.
-        let Grants { files, sql, dynamodb, tcp, http } = &self.grants;
-        let files = files.iter().map(|grant| grant.directory.display().to_string());
-        let sql = sql.iter().map(|grant| match grant {
-            SqlGrant::Sqlite { path, .. } => path.display().to_string(),
-            SqlGrant::Postgresql(server) => server.to_string(),
-        });
-        let dynamodb = dynamodb.iter().map(DynamodbGrant::to_string);
-        let hosts = tcp.iter().flat_map(|grant| &grant.endpoints).map(Endpoint::to_string);
-        let origins = http.iter().flat_map(|grant| &grant.origins).map(Origin::to_string);
-        let places: Vec<String> = files.chain(sql).chain(dynamodb).chain(hosts).chain(origins).collect();
+        let places: Vec<String> = self.grants.places().map(|(_, place)| place).collect();
         format!("{} in {} with {}", self.strategy, places.join(", "), show::without_secrets(&self.section))
     }
 
@@ -448,8 +439,8 @@ impl Store {
     pub fn is_same_place(&self, other: &Store) -> bool {
         let has_database = |grants: &Grants| grants.sql.is_some() || grants.dynamodb.is_some();
         let shares_database = has_database(&self.grants) && self.grants.overlap(&other.grants);
-        let shares_files = self.grants.files.as_ref().map(FilesGrant::settled)
-            == other.grants.files.as_ref().map(FilesGrant::settled);
+        let shares_files =
+            self.grants.files.as_ref().map(FilesGrant::settled) == other.grants.files.as_ref().map(FilesGrant::settled);
         let shares_rest = self.section == other.section
             && !has_database(&self.grants)
             && !has_database(&other.grants)
@@ -462,6 +453,26 @@ impl Store {
 }
 
 impl Grants {
+    /// Where it leads, for a person: each capability that is lent, with a place.
+    pub fn places(&self) -> impl Iterator<Item = (Capability, String)> {
+        // All of them, so that a new one is thought of here.
+        let Grants { files, sql, dynamodb, tcp, http } = self;
+        let files = files.iter().map(|grant| grant.directory.display().to_string());
+        let sql = sql.iter().map(|grant| match grant {
+            SqlGrant::Sqlite { path, .. } => path.display().to_string(),
+            SqlGrant::Postgresql(server) => server.to_string(),
+        });
+        let dynamodb = dynamodb.iter().map(DynamodbGrant::to_string);
+        let hosts = tcp.iter().flat_map(|grant| &grant.endpoints).map(Endpoint::to_string);
+        let origins = http.iter().flat_map(|grant| &grant.origins).map(Origin::to_string);
+        let files = files.map(|place| (Capability::Files, place));
+        let sql = sql.map(|place| (Capability::Sql, place));
+        let dynamodb = dynamodb.map(|place| (Capability::Dynamodb, place));
+        let hosts = hosts.map(|place| (Capability::Tcp, place));
+        let origins = origins.map(|place| (Capability::Http, place));
+        files.chain(sql).chain(dynamodb).chain(hosts).chain(origins)
+    }
+
     /// Whether something is lent with both.
     pub fn overlap(&self, other: &Grants) -> bool {
         let files = match (&self.files, &other.files) {

@@ -18,6 +18,7 @@ use wasmtime::{Engine, Store};
 use crate::capability::{self, Lent};
 use crate::config::PluginSettings;
 use crate::error::{Error, Result};
+use crate::text::one_line;
 use bindings::{PACKAGE_VERSION, StrategyPre};
 pub use inspection::Inspection;
 use instance::State;
@@ -180,11 +181,9 @@ pub(crate) async fn load_file(engine: &Engine, path: &Path, bounds: &Bounds, pin
         .await
         .map_err(|error| error.context(refused("cannot be described".into()).message))?;
     if description.strategy != name {
-        return Err(refused(format!("says that it is the strategy `{}`", instance::one_line(&description.strategy)))
-            .hint(format!(
-                "the file's name is the strategy's name: rename it to {}.wasm",
-                instance::one_line(&description.strategy)
-            )));
+        return Err(refused(format!("says that it is the strategy `{}`", one_line(&description.strategy))).hint(
+            format!("the file's name is the strategy's name: rename it to {}.wasm", one_line(&description.strategy)),
+        ));
     }
     Ok(Plugin {
         name,
@@ -223,9 +222,7 @@ impl std::error::Error for OtherContract {}
 async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<Description> {
     let pre = capability::link_interfaces(engine, &Capability::ALL)
         .and_then(|linker| StrategyPre::new(linker.instantiate_pre(component)?))
-        .map_err(|error| {
-            Error::refused("its imports do not link").caused_by(instance::one_line(&format!("{error:#}")))
-        })?;
+        .map_err(|error| Error::refused("its imports do not link").caused_by(one_line(&format!("{error:#}"))))?;
     let mut store = Store::new(engine, State::new(instance::DESCRIBE_MEMORY_BYTES_MAX, &Lent::default()));
     instance::arm(&mut store);
     let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {
@@ -233,7 +230,7 @@ async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<
             Ok(strategy) => Ok(strategy.larder_storage_repository().call_describe(&mut store).await?),
             Err(error) if error.is::<wasmtime::Trap>() => Err(error),
             // Its functions have other types than this host's, whatever version they claim.
-            Err(error) => Err(wasmtime::Error::from(OtherContract(instance::one_line(&format!("{error:#}"))))),
+            Err(error) => Err(wasmtime::Error::from(OtherContract(one_line(&format!("{error:#}"))))),
         }
     })
     .await;

@@ -61,9 +61,10 @@ use crate::capability::files::Directory;
 use crate::capability::sql::Database;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::plugin::Plugin;
 use crate::plugin::bindings::{self, StrategyPre, types};
 use crate::plugin::instance::{self, Instance, State};
-use crate::plugin::{Plugin, instance::one_line};
+use crate::text::one_line;
 
 /// Instances of one store that run side by side, where the strategy keeps no state in memory and was lent no database. Each
 /// may hold a page of entities.

@@ -61,6 +61,9 @@ mod capabilities;
 // Plugins that try what they may not do, and files that are no plugins.
 mod sandbox;
 
+// What a stranger's component is lent, what is told of it, and which are loaded.
+mod grants;
+
 // What only a database on a server has: users, statements that reach further, outages, many clients.
 mod postgres;
 

@@ -48,7 +48,8 @@ pub struct Origins {
 }
 
 impl Origins {
-    /// `timeout` is for connecting, and for each wait in which nothing is heard.
+    /// `timeout` is for an answer to begin, and for each wait after that in which nothing is heard. A plugin may ask for
+    /// less.
     pub fn new(grant: &HttpGrant, timeout: Duration) -> io::Result<Origins> {
         let hosts = Hosts::new(grant.origins.iter().map(|origin| origin.endpoint.clone()).collect(), grant.private);
         let mut connector = HttpConnector::new_with_resolver(Resolver(hosts.clone()));
@@ -106,7 +107,7 @@ impl Origins {
             return Err(Error::HttpRequestMethodInvalid);
         }
         let patience = |wanted: Option<Duration>| wanted.unwrap_or(self.timeout).min(self.timeout);
-        let first = patience(options.connect_timeout) + patience(options.first_byte_timeout);
+        let first = (patience(options.connect_timeout) + patience(options.first_byte_timeout)).min(self.timeout);
         let response = tokio::time::timeout(first, self.client.request(request)).await;
         let response = response.map_err(|_| Error::HttpResponseTimeout)?.map_err(|error| error_of(&error))?;
         let between = patience(options.between_bytes_timeout);
@@ -136,27 +137,15 @@ fn bounded(body: Incoming, timeout: Duration) -> WasiBody {
 fn error_of(error: &ClientError) -> Error {
     let mut cause = error.source();
     while let Some(this) = cause {
-        // An error that is wrapped in one of the system's is not its source.
-        let io = this.downcast_ref::<io::Error>();
-        let this_or_wrapped = io.and_then(io::Error::get_ref).map_or(this, |inner| inner as &dyn std::error::Error);
-        match this_or_wrapped.downcast_ref::<Refusal>() {
+        match this.downcast_ref::<Refusal>() {
             Some(Refusal::NotGranted | Refusal::Prohibited(_)) => return Error::DestinationIpProhibited,
             Some(Refusal::Unresolved(_)) => return Error::DnsError { rcode: None, info_code: None },
             None => {}
         }
-        match this_or_wrapped.downcast_ref::<rustls::Error>() {
+        match this.downcast_ref::<rustls::Error>() {
             Some(rustls::Error::InvalidCertificate(_)) => return Error::TlsCertificateError,
             Some(_) => return Error::TlsProtocolError,
             None => {}
-        }
-        match io.map(io::Error::kind) {
-            Some(io::ErrorKind::ConnectionRefused) => return Error::ConnectionRefused,
-            Some(io::ErrorKind::TimedOut) => return Error::ConnectionTimeout,
-            Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
-                return Error::DestinationUnavailable;
-            }
-            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => return Error::ConnectionTerminated,
-            _ => {}
         }
         if let Some(error) = this.downcast_ref::<hyper::Error>() {
             if error.is_parse_too_large() {
@@ -166,7 +155,21 @@ fn error_of(error: &ClientError) -> Error {
                 return Error::HttpResponseIncomplete;
             }
         }
-        cause = this.source();
+        let io = this.downcast_ref::<io::Error>();
+        match io.map(io::Error::kind) {
+            Some(io::ErrorKind::ConnectionRefused) => return Error::ConnectionRefused,
+            Some(io::ErrorKind::TimedOut) => return Error::ConnectionTimeout,
+            Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
+                return Error::DestinationUnavailable;
+            }
+            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => return Error::ConnectionTerminated,
+            _ => {}
+        }
+        // What is wrapped in one of the system's errors is not its source.
+        cause = match io.and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped as &dyn std::error::Error),
+            None => this.source(),
+        };
     }
     if error.is_connect() { Error::DestinationUnavailable } else { Error::HttpProtocolError }
 }

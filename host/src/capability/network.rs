@@ -29,7 +29,7 @@ const ADDRESSES_MAX: usize = 1000;
 /// What leads to this machine, everywhere and without a name server (RFC 6761).
 const LOCALHOST: &str = "localhost";
 
-type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+pub(super) type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 
 /// The hosts of one grant. Clones share what was resolved.
 #[derive(Clone)]
@@ -77,7 +77,7 @@ impl Hosts {
         })
     }
 
-    fn with_lookup(endpoints: Vec<Endpoint>, private: bool, look_up: fn(String) -> Lookup) -> Hosts {
+    pub(super) fn with_lookup(endpoints: Vec<Endpoint>, private: bool, look_up: fn(String) -> Lookup) -> Hosts {
         Hosts(Arc::new(Inner { endpoints, private, look_up, known: Mutex::default() }))
     }
 
@@ -214,7 +214,8 @@ mod tests {
     use super::*;
 
     fn hosts(endpoints: &[(&str, u16)], private: bool, look_up: fn(String) -> Lookup) -> Hosts {
-        let endpoint = |(host, port): &(&str, u16)| Endpoint { host: HostName::parse(host).expect("a host"), port: *port };
+        let endpoint =
+            |(host, port): &(&str, u16)| Endpoint { host: HostName::parse(host).expect("a host"), port: *port };
         Hosts::with_lookup(endpoints.iter().map(endpoint).collect(), private, look_up)
     }
 

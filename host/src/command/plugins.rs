@@ -13,9 +13,9 @@ use crate::config::trial;
 use crate::error::{Error, Result};
 use crate::output;
 use crate::plugin::inspection::Memory;
-use crate::plugin::instance::one_line;
 use crate::plugin::pins::Pinned;
 use crate::plugin::{Capability, Inspection, Plugin};
+use crate::text::one_line;
 
 pub(super) async fn run(context: &mut Context, command: PluginsCommand) -> Result<()> {
     match command {
@@ -194,7 +194,8 @@ fn inspected(inspection: &Inspection) -> Map<String, Value> {
 fn text_of(inspection: &Inspection) -> String {
     let content = &inspection.content;
     let kib = |bytes: u64| format!("{} KiB", bytes.div_ceil(1 << 10));
-    let most = content.max_memory_bytes().map_or("without a bound of its own".to_owned(), |it| format!("at most {}", kib(it)));
+    let most =
+        content.max_memory_bytes().map_or("without a bound of its own".to_owned(), |it| format!("at most {}", kib(it)));
     let mut memory = format!("{} at the beginning, {most}", kib(content.initial_memory_bytes()));
     if content.memories.iter().any(|memory| memory.is_shared) {
         memory.push_str(", shared by threads");

@@ -145,7 +145,9 @@ impl fmt::Display for Origin {
 /// The hosts that a grant names.
 pub(super) fn tcp_grant(at: &str, written: &written::TcpGrant) -> Result<TcpGrant> {
     let endpoints = parse_all(at, &written.allow, Endpoint::parse, "a host with its port").map_err(|error| {
-        error.hint("write it as `cache.example.org:6379`, `10.0.0.5:6379` or `[2001:db8::5]:6379`; there are no patterns")
+        error.hint(
+            "write it as `cache.example.org:6379`, `10.0.0.5:6379` or `[2001:db8::5]:6379`; there are no patterns",
+        )
     })?;
     Ok(TcpGrant { endpoints, private: written.private })
 }
@@ -237,8 +239,25 @@ mod tests {
             assert_eq!(Endpoint::parse(text).expect(text).to_string(), shown);
         }
         for text in [
-            "cache", ":1", "cache:", "cache:0", "cache:65536", "cache:+1", "cache:x", "::1:1", "a..b:1", "*.example.org:1",
-            "a/b:1", "a b:1", "größe.de:1", "127.1:1", "1:1", "0x7f000001:1", "[10.0.0.5]:1", "[cache]:1", "user@cache:1",
+            "cache",
+            ":1",
+            "cache:",
+            "cache:0",
+            "cache:65536",
+            "cache:+1",
+            "cache:x",
+            "::1:1",
+            "a..b:1",
+            "*.example.org:1",
+            "a/b:1",
+            "a b:1",
+            "größe.de:1",
+            "127.1:1",
+            "1:1",
+            "0x7f000001:1",
+            "[10.0.0.5]:1",
+            "[cache]:1",
+            "user@cache:1",
         ] {
             assert_eq!(Endpoint::parse(text), None, "{text}");
         }
@@ -251,7 +270,9 @@ mod tests {
         ] {
             assert_eq!(Origin::parse(text).expect(text).to_string(), shown);
         }
-        for text in ["api.example.org", "ftp://a", "https://", "https://a/", "https://a/b", "https://u:p@a", "https://a:0"] {
+        for text in
+            ["api.example.org", "ftp://a", "https://", "https://a/", "https://a/b", "https://u:p@a", "https://a:0"]
+        {
             assert_eq!(Origin::parse(text), None, "{text}");
         }
     }
@@ -259,15 +280,33 @@ mod tests {
     #[test]
     fn an_address_is_public_only_where_it_is_on_the_internet() {
         for (reach, addresses) in [
-            (Reach::Public, &["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00:1450::5"][..]),
+            (
+                Reach::Public,
+                &["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00:1450::5"][..],
+            ),
             (Reach::Loopback, &["127.0.0.1", "127.255.0.1", "::1", "::ffff:127.0.0.1"]),
             (Reach::Private, &["10.1.2.3", "172.16.0.1", "172.31.255.1", "192.168.0.1", "100.64.0.1", "fd12::1"]),
             (
                 Reach::Special,
                 &[
-                    "0.0.0.0", "169.254.169.254", "100.100.100.200", "168.63.129.16", "224.0.0.1", "255.255.255.255",
-                    "198.18.0.1", "203.0.113.5", "::", "fe80::1", "ff02::1", "fd00:ec2::254", "2001:db8::1", "64:ff9b::a00:1",
-                    "2002:a00:1::1", "2001:0:1::1", "::10.0.0.1", "::ffff:169.254.169.254",
+                    "0.0.0.0",
+                    "169.254.169.254",
+                    "100.100.100.200",
+                    "168.63.129.16",
+                    "224.0.0.1",
+                    "255.255.255.255",
+                    "198.18.0.1",
+                    "203.0.113.5",
+                    "::",
+                    "fe80::1",
+                    "ff02::1",
+                    "fd00:ec2::254",
+                    "2001:db8::1",
+                    "64:ff9b::a00:1",
+                    "2002:a00:1::1",
+                    "2001:0:1::1",
+                    "::10.0.0.1",
+                    "::ffff:169.254.169.254",
                 ],
             ),
         ] {

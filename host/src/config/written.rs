@@ -510,7 +510,7 @@ pub(super) struct Plugins {
     /// Size of a component's file, in MiB: those from Python and JavaScript have 13 to 18.
     #[schemars(range(min = 1, max = 1024))]
     pub(super) component_mb_max: u32,
-    /// Functions of a component, over all of its modules: those from Rust have some 2,000, those from Python and JavaScript 20,000.
+    /// Functions of a component, over all of its modules: those that come with larder have some 1,000, those from JavaScript up to 20,000.
     #[schemars(range(min = 100, max = 1_000_000))]
     pub(super) functions_max: u32,
     /// Seconds that one call may take, what it waits for included: a large document takes its time to load.

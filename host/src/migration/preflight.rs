@@ -13,8 +13,8 @@ use super::pages::{broke_off, read_ahead, side_by_side};
 use super::quarantine::Quarantine;
 use super::{Event, Migration, OnInvalid, Step, entities};
 use crate::error::{Error, Kind, Result};
-use crate::plugin::instance::one_line;
 use crate::repository::Repository;
+use crate::text::one_line;
 
 /// Different rules that a report holds; a plugin could make up a new one for each entity.
 const RULES_MAX: usize = 100;

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use wasmparser::{
-    BinaryReaderError, CanonicalFunction, ComponentTypeRef, MemoryType, Parser, Payload, TypeRef, Validator, WasmFeatures,
+    BinaryReaderError, CanonicalFunction, ComponentTypeRef, MemoryType, Parser, Payload, TypeRef, Validator,
+    WasmFeatures,
 };
 
 use super::bindings::{PACKAGE, PACKAGE_VERSION};
-use super::instance::one_line;
 use super::{Bounds, Capability};
 use crate::error::{Error, Result};
+use crate::text::one_line;
 
 /// Pages of a memory are of this size, unless it says otherwise.
 const PAGE_BITS: u32 = 16;
@@ -269,7 +270,8 @@ impl Inspection {
         for name in &self.content.imports {
             if let Some(capability) = Capability::ALL.into_iter().find(|it| *name == own(it)) {
                 self.wants.push(capability);
-            } else if ["wasi:http/outgoing-handler@0.2.", "wasi:http/types@0.2."].iter().any(|it| name.starts_with(it)) {
+            } else if ["wasi:http/outgoing-handler@0.2.", "wasi:http/types@0.2."].iter().any(|it| name.starts_with(it))
+            {
                 self.wants.push(Capability::Http);
             } else if ["wasi:sockets/tcp@", "wasi:sockets/ip-name-lookup@"].iter().any(|it| name.starts_with(it)) {
                 self.may_use.push(Capability::Tcp);

@@ -22,6 +22,7 @@ use crate::capability::http::Outgoing;
 use crate::capability::network::Hosts;
 use crate::capability::sql::Database;
 use crate::error::{Error, Kind, Result};
+use crate::text::one_line;
 
 /// Memory of an instance that only describes itself.
 pub(crate) const DESCRIBE_MEMORY_BYTES_MAX: usize = 256 << 20;
@@ -177,29 +178,6 @@ pub(crate) fn overran(plugin: &str, operation: &str, deadline: Duration) -> Erro
     let message = format!("plugin `{plugin}` did not end {operation} within {} s", deadline.as_secs_f64());
     Error { retry: retry_of(operation), ..Error::contract(ErrorKind::Timeout, message) }
         .hint("raise `plugins.call_timeout` in the configuration if the data needs it")
-}
-
-/// Text from a plugin as one bounded line that a terminal can be shown: control characters are escaped.
-pub(crate) fn one_line(text: &str) -> String {
-    escaped(text, 500)
-}
-
-/// The same for a line of a statement, which is of no use when it is cut.
-pub(crate) fn statement_line(text: &str) -> String {
-    escaped(text, 64_000)
-}
-
-fn escaped(text: &str, chars_max: usize) -> String {
-    let mut line = String::new();
-    for character in text.chars().take(chars_max) {
-        // Controls move the cursor, and bidirectional overrides reorder what is read.
-        if character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-    }
-    line
 }
 
 /// Takes all that a plugin prints and keeps its end.

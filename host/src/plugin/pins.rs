@@ -72,9 +72,9 @@ impl Pins {
     /// Reads the file, where there is one. One that cannot be read is an error, and never as if there were none.
     pub fn read(path: &Path) -> Result<Option<Pins>> {
         let broken = |cause: String| {
-            Error::config(format!("the pins of plugins {} cannot be used", path.display()))
-                .caused_by(cause)
-                .hint("`larder plugins pin` writes the file anew, from the plugins that are there now: look at them first")
+            Error::config(format!("the pins of plugins {} cannot be used", path.display())).caused_by(cause).hint(
+                "`larder plugins pin` writes the file anew, from the plugins that are there now: look at them first",
+            )
         };
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

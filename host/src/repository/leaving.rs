@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use super::{Lease, Repository, Seats, Settled, Store, clean, locked};
 use crate::error::Result;
 use crate::plugin::bindings::types;
-use crate::plugin::instance::{self, one_line};
+use crate::plugin::instance;
+use crate::text::one_line;
 
 /// Held by the handles on a store, and not by what the host keeps of it.
 pub(super) struct Use(pub(super) Arc<Store>);

@@ -8,7 +8,7 @@ use crate::cli::{Format, PluginsTestArgs};
 use crate::conformance::{self, CaseReport, Instances, Subject, Verdict};
 use crate::error::{Error, Kind, Result};
 use crate::output::{self, Printer};
-use crate::plugin::instance::one_line;
+use crate::text::one_line;
 
 pub(in crate::command) async fn run(printer: &mut Printer, args: &PluginsTestArgs) -> Result<()> {
     if args.list {

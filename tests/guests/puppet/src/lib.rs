@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 /// What it writes, so that tests can look for it where it should not be.
 const MARK: &[u8] = b"the puppet was here";
 const READ_BYTES_MAX: u32 = 1 << 20;
+/// What would clear a terminal, turn around what is read and forge lines, if it got there.
+const FORGED: &str = "x\u{1b}[2J\u{9b}2J\u{7f}\u{202e}\u{2028}\nforged: y\r\nforged: z";
 
 #[cfg(target_family = "wasm")]
 larder_guest::export_strategy!(crate::Puppet<larder_guest::HostFiles, larder_guest::HostSql>);
@@ -227,7 +229,7 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
             config_schema: json!({
                 "type": "object",
                 "additionalProperties": false,
-                "properties": { "lie": { "type": "string", "description": "Which answer is untrue." } }
+                "properties": { "lie": { "type": "string", "description": format!("Which answer is untrue. {FORGED}") } }
             })
             .to_string(),
         }
@@ -236,10 +238,9 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
     fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
         let section = json::parse_object(config.as_bytes())?;
         let lie = section.get("lie").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Ok((
-            Puppet { files: F::default(), sql: S::default(), collections, lie },
-            Opened { has_rules: true, ..Opened::default() },
-        ))
+        let warnings = if lie == "forges" { vec![FORGED.to_owned()] } else { Vec::new() };
+        let opened = Opened { has_rules: true, warnings, ..Opened::default() };
+        Ok((Puppet { files: F::default(), sql: S::default(), collections, lie }, opened))
     }
 
     fn stored_collections(&mut self) -> Result<Vec<String>> {
@@ -247,11 +248,15 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
     }
 
     fn prepare(&mut self, _dry_run: bool, _extend: bool) -> Result<Vec<String>> {
-        Ok(Vec::new())
+        Ok(if self.lies("forges") { vec![FORGED.replace('\n', " ")] } else { Vec::new() })
     }
 
     fn check(&mut self) -> Result<String> {
-        Ok(if self.lies("findings") { "all is well" } else { r#"{"reachable": true}"# }.to_owned())
+        Ok(match self.lie.as_str() {
+            "findings" => "all is well".to_owned(),
+            "forges" => json!({ FORGED: FORGED, "findings": [{ "level": FORGED, "message": FORGED }] }).to_string(),
+            _ => r#"{"reachable": true}"#.to_owned(),
+        })
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -326,6 +331,12 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
             cost: None,
         };
         match self.lie.as_str() {
+            "forges" => {
+                page.index_used = Some(FORGED.to_owned());
+                page.notes = vec![FORGED.to_owned()];
+                page.cost = Some((1.0, FORGED.to_owned()));
+                page.entities = vec![self.told(collection, "some", FORGED, FORGED)?];
+            }
             "more than a page" => page.entities = vec![page.entities[0].clone(); query.limit as usize + 1],
             "same cursor" => page.next = Some(b"again".to_vec()),
             "wrong key" => page.entities[0].id = "other".to_owned(),
