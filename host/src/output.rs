@@ -1,5 +1,5 @@
 //! Everything that is printed. Data goes to standard output, the rest to standard error; commands say what happened and
-//! this module alone decides how it looks. All of it passes [`text`](crate::text), so that nothing in it acts on a terminal.
+//! this module alone decides how it looks. All of it passes `text`, so that nothing in it acts on a terminal.
 
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 

@@ -433,6 +433,11 @@ fn what_a_component_wants_is_told_with_a_store_that_grants_it() {
     for part in ["wants:     http", "may use:   tcp", "contract:  0.1.0", r#""allow": ["#, r#""tcp": {"allow""#] {
         assert!(text.contains(part), "no {part} in {text}");
     }
+    let lines =
+        text.split("of the configuration:\n\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a store");
+    let stores: Value = serde_json::from_str(&format!("{{{lines}}}")).expect("JSON");
+    let config = Config::from_value(json!({"storage": {"stores": stores}}), folder.path()).expect("a configuration");
+    assert!(config.store(Some("courier")).expect("a store").grants.http.is_some());
 }
 
 #[test]
@@ -451,6 +456,16 @@ fn a_component_is_looked_at_without_being_run() {
     folder.write("endless.wasm", endless);
     let found = inspected(&folder, &folder.path().join("endless.wasm"));
     assert_eq!((&found["functions"], &found["modules"]), (&json!(1), &json!(1)));
+
+    // What is no file is not waited for.
+    assert!(Command::new("mkfifo").arg(folder.path().join("fifo.wasm")).status().expect("mkfifo").success());
+    for (other, message) in [("fifo.wasm", "is not a file"), (".", "is not a file"), ("absent.wasm", "cannot be read")]
+    {
+        let other = folder.path().join(other);
+        let refused =
+            error(larder(&folder, &["plugins", "inspect", other.to_str().expect("UTF-8")]), 3, "plugin-refused");
+        says(&refused, "message", message);
+    }
 
     let shelf = guests().join("shelf.wasm");
     let shelf = shelf.to_str().expect("UTF-8");

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Incoming;
+use hyper::body::Body;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
@@ -111,23 +111,26 @@ impl Origins {
         let response = tokio::time::timeout(first, self.client.request(request)).await;
         let response = response.map_err(|_| Error::HttpResponseTimeout)?.map_err(|error| error_of(&error))?;
         let between = patience(options.between_bytes_timeout);
-        Ok(response.map(|body| bounded(body, between)))
+        Ok(response.map(|body| bounded(body, RESPONSE_BYTES_MAX, between)))
     }
 }
 
 /// The body, which ends with an error where it grows too large or nothing comes for too long.
-fn bounded(body: Incoming, timeout: Duration) -> WasiBody {
-    let frames = stream::unfold(Some((body, RESPONSE_BYTES_MAX)), move |state| async move {
+fn bounded<B>(body: B, bytes_max: usize, timeout: Duration) -> WasiBody
+where
+    B: Body<Data = Bytes, Error: Into<Error>> + Send + Unpin + 'static,
+{
+    let frames = stream::unfold(Some((body, bytes_max)), move |state| async move {
         let (mut body, left) = state?;
         let frame = match tokio::time::timeout(timeout, body.frame()).await {
             Ok(None) => return None,
             Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(error))) => return Some((Err(Error::Hyper(error)), None)),
+            Ok(Some(Err(error))) => return Some((Err(error.into()), None)),
             Err(_) => return Some((Err(Error::HttpResponseTimeout), None)),
         };
         match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
             Some(left) => Some((Ok(frame), Some((body, left)))),
-            None => Some((Err(Error::HttpResponseBodySize(Some(RESPONSE_BYTES_MAX as u64))), None)),
+            None => Some((Err(Error::HttpResponseBodySize(Some(bytes_max as u64))), None)),
         }
     });
     StreamBody::new(frames).boxed_unsync()
@@ -264,5 +267,18 @@ mod tests {
         ] {
             assert!(!origins.allow(&denied.parse().expect("a URI")), "{denied}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_or_does_not_come_ends_with_an_error() {
+        let timeout = Duration::from_millis(50);
+        let ten = || http_body_util::Full::new(Bytes::from_static(b"0123456789"));
+        let whole = bounded(ten(), 10, timeout).collect().await.expect("a body that fits");
+        assert_eq!(whole.to_bytes(), "0123456789");
+        let error = bounded(ten(), 9, timeout).collect().await.expect_err("a body that is too large");
+        assert!(matches!(error, Error::HttpResponseBodySize(Some(9))), "{error:?}");
+        let never = StreamBody::new(stream::pending::<Result<hyper::body::Frame<Bytes>, Error>>());
+        let error = bounded(never, 10, timeout).collect().await.expect_err("a body that does not come");
+        assert!(matches!(error, Error::HttpResponseTimeout), "{error:?}");
     }
 }

@@ -91,12 +91,9 @@ async fn inspect(context: &mut Context, file: &Path, describe: bool) -> Result<(
     }
     let lines = trial::example(&inspection.name, &inspection.wants);
     text.push_str("\nA store of it, for `storage.stores` of the configuration:\n\n");
-    text.push_str(&format!("{}: {:#}", larder_model::json::quoted(&inspection.name), Value::from(lines.clone())));
+    text.push_str(&format!("{}: {:#}", Value::from(inspection.name.as_str()), Value::from(lines.clone())));
     if inspection.may_use.contains(&Capability::Tcp) {
-        text.push_str(&format!(
-            "\n\nWhere it is to connect to somewhere, its `grants` also need {}",
-            Capability::Tcp.grant_example().trim_start_matches("\"grants\": ")
-        ));
+        text.push_str(&format!("\n\nTo connect to somewhere it also needs {}", Capability::Tcp.grant_example()));
     }
     value.insert("store".into(), lines.into());
     context.printer.result(text, &value.into())?;

@@ -1,6 +1,8 @@
 //! A component as it can be read: what it imports and exports, how large it is, and whether this host would load it.
 //! Nothing of it is compiled or run for that, so it is safe to look at a stranger's.
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -205,17 +207,23 @@ pub(super) fn read(path: &Path, bounds: &Bounds) -> Result<Read> {
     Ok(Read { inspection, bytes })
 }
 
-/// The file that is to be a component.
+/// The file that is to be a component. What is no regular file is not waited for.
 pub(super) fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     let refused = |message: &str| Error::refused(format!("plugin {}: {message}", path.display()));
-    let metadata = std::fs::metadata(path).map_err(|error| {
+    let unreadable = |error: io::Error| {
         refused("cannot be read").caused_by(error).hint("give the component's file, such as plugins/json.wasm")
-    })?;
-    if metadata.len() > bytes_max {
+    };
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(refused("is not a file").hint("give the component's file, such as plugins/json.wasm"));
+    }
+    let mut bytes = Vec::new();
+    let mut file = File::open(path).map_err(unreadable)?.take(bytes_max + 1);
+    file.read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > bytes_max {
         return Err(refused(&format!("is larger than {bytes_max} bytes"))
             .hint("raise `plugins.component_mb_max` if you trust it"));
     }
-    std::fs::read(path).map_err(|error| refused("cannot be read").caused_by(error))
+    Ok(bytes)
 }
 
 /// Whether every byte of it is WebAssembly as it should be. What this host does not run, such as threads, is valid here:

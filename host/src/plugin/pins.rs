@@ -82,8 +82,8 @@ impl Pins {
             Ok(_) => {}
         }
         let metadata = std::fs::metadata(path).map_err(|error| broken(error.to_string()))?;
-        if metadata.len() > FILE_BYTES_MAX {
-            return Err(broken(format!("it is larger than {FILE_BYTES_MAX} bytes")));
+        if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+            return Err(broken(format!("it is not a file of at most {FILE_BYTES_MAX} bytes")));
         }
         let bytes = std::fs::read(path).map_err(|error| broken(error.to_string()))?;
         // Two members of one name would be two answers.
