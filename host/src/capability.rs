@@ -45,6 +45,8 @@ pub(crate) struct Lent {
     server: Option<String>,
     /// The same of tables.
     tables: Option<String>,
+    /// The same of a network.
+    hosts: Option<String>,
 }
 
 impl Lent {
@@ -81,6 +83,10 @@ impl Lent {
             http,
             server,
             tables: grants.dynamodb.as_ref().map(ToString::to_string),
+            hosts: (grants.tcp.is_some() || grants.http.is_some()).then(|| {
+                let hosts = grants.places().filter(|(it, _)| matches!(it, Capability::Tcp | Capability::Http));
+                hosts.map(|(_, place)| place).collect::<Vec<_>>().join(", ")
+            }),
         })
     }
 
@@ -133,6 +139,13 @@ impl Lent {
                 return Some(format!("the store is the tables {tables}: raise their capacities, or let them scale"));
             }
             _ => {}
+        }
+        if let (Some(hosts), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Denied) =
+            (&self.hosts, error.kind)
+        {
+            return Some(format!(
+                "the store may reach {hosts} and nothing else: see that this is what it needs, and answers"
+            ));
         }
         let is_full = error.kind == ErrorKind::LimitExceeded && error.message.contains("disk");
         let place = self.places.first().filter(|_| is_full)?;
@@ -692,6 +705,9 @@ mod tests {
         let public = lent(|_| Box::pin(async { Ok(vec![IpAddr::from([8, 8, 8, 8])]) }));
         public.check_names(&store).await.unwrap();
         assert!(public.tcp.unwrap().allow_connection(([8, 8, 8, 8], 6379).into()), "what was resolved is known");
+        let grants = Lent::new(&store.grants, &[], Duration::from_secs(1)).unwrap();
+        let advice = grants.advice(&ContractError::new(ErrorKind::Unavailable, "no answer")).unwrap();
+        assert!(advice.starts_with("the store may reach cache.example.org:6379 and nothing else"), "{advice}");
         // Who cannot be asked now may answer later.
         lent(|_| Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) })).check_names(&store).await.unwrap();
     }
