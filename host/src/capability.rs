@@ -203,16 +203,19 @@ fn keep<T, U: 'static>(kept: Result<T, ResourceTableError>) -> larder_model::Res
 impl types::Host for State {}
 
 impl State {
-    /// There is one wherever the interface is linked, because both follow from the same grant.
-    fn directory(&self) -> wasmtime::Result<&Directory> {
+    /// There is one wherever the interface is linked, because both follow from the same grant. Whoever asks uses it once.
+    fn directory(&mut self) -> wasmtime::Result<&Directory> {
+        self.count_host_call()?;
         self.files.as_ref().ok_or_else(|| wasmtime::Error::msg("no directory was granted"))
     }
 
-    fn database(&self) -> wasmtime::Result<Database> {
+    fn database(&mut self) -> wasmtime::Result<Database> {
+        self.count_host_call()?;
         self.sql.clone().ok_or_else(|| wasmtime::Error::msg("no database was granted"))
     }
 
-    fn tables(&self) -> wasmtime::Result<&Tables> {
+    fn tables(&mut self) -> wasmtime::Result<&Tables> {
+        self.count_host_call()?;
         self.dynamodb.as_ref().ok_or_else(|| wasmtime::Error::msg("no tables were granted"))
     }
 }
@@ -283,6 +286,7 @@ impl wit_files::HostReplacement for State {
     }
 
     async fn write(&mut self, replacement: Resource<Replacement>, data: Vec<u8>) -> Answer<()> {
+        self.count_host_call()?;
         answer(self.table.get_mut(&replacement)?.write(data).await)
     }
 
@@ -292,6 +296,7 @@ impl wit_files::HostReplacement for State {
         keep_old_as: Option<String>,
         durable: bool,
     ) -> Answer<wit_files::FileStat> {
+        self.count_host_call()?;
         let replacement = self.table.delete(replacement)?;
         answer(replacement.commit(keep_old_as.as_deref(), durable).await.map(file_stat_into))
     }
@@ -363,6 +368,7 @@ impl wit_sql::Host for State {
     }
 
     async fn query(&mut self, statement: wit_sql::Statement, max_bytes: u32) -> Answer<wit_sql::Rows> {
+        let max_bytes = max_bytes.min(self.call_bytes_max());
         let params = params_from(statement.params);
         answer(self.database()?.query(&statement.text, params, max_bytes).await.map(rows_into))
     }
@@ -389,6 +395,8 @@ impl wit_sql::HostTransaction for State {
         statement: wit_sql::Statement,
         max_bytes: u32,
     ) -> Answer<wit_sql::Rows> {
+        self.count_host_call()?;
+        let max_bytes = max_bytes.min(self.call_bytes_max());
         let params = params_from(statement.params);
         answer(self.table.get_mut(&transaction)?.query(&statement.text, params, max_bytes).await.map(rows_into))
     }
@@ -399,6 +407,8 @@ impl wit_sql::HostTransaction for State {
         statement: wit_sql::Statement,
         max_bytes: u32,
     ) -> Answer<wit_sql::Rows> {
+        self.count_host_call()?;
+        let max_bytes = max_bytes.min(self.call_bytes_max());
         let params = params_from(statement.params);
         answer(self.table.get_mut(&transaction)?.attempt(&statement.text, params, max_bytes).await.map(rows_into))
     }
@@ -410,14 +420,17 @@ impl wit_sql::HostTransaction for State {
         columns: Vec<String>,
         data: Vec<u8>,
     ) -> Answer<u64> {
+        self.count_host_call()?;
         answer(self.table.get_mut(&transaction)?.copy_in(&table, &columns, data).await)
     }
 
     async fn commit(&mut self, transaction: Resource<Transaction>) -> Answer<()> {
+        self.count_host_call()?;
         answer(self.table.delete(transaction)?.commit().await)
     }
 
     async fn rollback(&mut self, transaction: Resource<Transaction>) -> Answer<()> {
+        self.count_host_call()?;
         answer(self.table.delete(transaction)?.rollback().await)
     }
 

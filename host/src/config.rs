@@ -244,15 +244,41 @@ pub struct PluginSettings {
     /// Absolute; where the configuration names none, [`Config::plugins_directory`] says where plugins are.
     pub directory: Option<PathBuf>,
     /// Memory of one instance.
-    pub memory_bytes_max: u64,
+    pub memory_bytes_max: usize,
+    /// Memory of all instances of a host together.
+    pub memory_total_bytes_max: usize,
     /// Size of a component's file.
     pub component_bytes_max: u64,
-    /// For one call, capabilities included.
+    /// From a call's start to its end, waiting for locks and capabilities included.
     pub call_timeout: Duration,
+    /// Of a call, the time that the plugin itself computes.
+    pub cpu_timeout: Duration,
     /// From `begin` to the end of a transaction.
     pub transaction_timeout: Duration,
     /// Entities the host reads to answer one query that no index answers.
     pub scanned_entities_max: u64,
+    /// Pages of one query, or of one segment of a scan.
+    pub pages_max: u64,
+    /// Entities, ids or writes in one call or its reply.
+    pub call_entities_max: usize,
+    /// What crosses in one call, in either direction, and with one use of a capability.
+    pub call_bytes_max: usize,
+    /// Uses of capabilities in one call.
+    pub host_calls_max: u64,
+    /// Locks, files being replaced and transactions that an instance holds at once.
+    pub handles_max: usize,
+    /// Elements in all tables of an instance.
+    pub table_elements_max: usize,
+    /// Core instances of a component, and as many memories and as many tables.
+    pub core_instances_max: usize,
+    /// What is kept of that which a plugin prints.
+    pub log_bytes_max: usize,
+    /// Instances of one store that run side by side.
+    pub store_instances_max: usize,
+    /// Traps after which a store's plugin is not called any more; 0 for never.
+    pub traps_max: u32,
+    /// In which they come.
+    pub traps_window: Duration,
 }
 
 impl Config {

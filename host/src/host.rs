@@ -1,20 +1,23 @@
 //! A configuration brought to life: the engine, the plugins directory, and the stores that can be opened.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::capability::{self, Lent};
 use crate::config::{self, Config, Store};
 use crate::error::{Error, Result};
 use crate::plugin::engine::Engine;
+use crate::plugin::limits::{Bounds, MemoryTotal};
 use crate::plugin::{self, Plugin};
-use crate::repository::{Kept, Limits, Repository, Scrutiny};
+use crate::repository::{Kept, Repository, Scrutiny};
 
 /// Opens the stores of one configuration.
 pub struct Host {
     config: Config,
     plugins_directory: PathBuf,
     engine: Engine,
+    /// Of every instance of every store.
+    memory_total: Arc<MemoryTotal>,
     scrutiny: Scrutiny,
     /// What was opened, to be closed in order.
     opened: Mutex<Vec<Kept>>,
@@ -32,7 +35,15 @@ impl Host {
         let plugins_directory = config.plugins_directory(plugins_directory)?;
         let engine = plugin::engine::new(config::compile_cache_directory().as_deref())?;
         let scrutiny = Scrutiny::default();
-        Ok(Host { config, plugins_directory, engine, scrutiny, opened: Mutex::default(), problems: Mutex::default() })
+        Ok(Host {
+            config,
+            plugins_directory,
+            engine,
+            memory_total: Arc::default(),
+            scrutiny,
+            opened: Mutex::default(),
+            problems: Mutex::default(),
+        })
     }
 
     /// The same, with an eye on what its plugins do.
@@ -101,16 +112,10 @@ impl Host {
         }
         let lent = Lent::new(&store.grants, self.config.collections(), self.config.plugins.call_timeout);
         let pre = capability::link(&self.engine, &plugin, &store)?;
-        let settings = &self.config.plugins;
-        let limits = Limits {
-            memory_bytes_max: usize::try_from(settings.memory_bytes_max).unwrap_or(usize::MAX),
-            call_timeout: settings.call_timeout,
-            transaction_timeout: settings.transaction_timeout,
-            scanned_entities_max: settings.scanned_entities_max,
-        };
+        let bounds = Bounds { settings: self.config.plugins.clone(), memory_total: self.memory_total.clone() };
         let collections = self.config.collections().to_vec();
         let scrutiny = self.scrutiny.clone();
-        match Repository::open(&store, plugin, pre, lent.clone(), collections, limits, scrutiny).await {
+        match Repository::open(&store, plugin, pre, lent.clone(), collections, bounds, scrutiny).await {
             Ok(repository) => {
                 locked(&self.opened).push(repository.kept());
                 Ok(repository)

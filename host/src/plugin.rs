@@ -7,6 +7,7 @@ pub(crate) mod instance;
 pub(crate) mod limits;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use larder_model::Description;
@@ -18,6 +19,7 @@ use crate::capability;
 use crate::error::{Error, Result};
 use bindings::{PACKAGE, PACKAGE_VERSION, StrategyPre};
 use instance::State;
+use limits::Limits;
 
 /// What `describe` may take: it computes nothing.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(5);
@@ -253,12 +255,12 @@ async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<
         .map_err(|error| {
             Error::refused("its imports do not link").caused_by(instance::one_line(&format!("{error:#}")))
         })?;
-    let mut store = Store::new(engine, State::new(instance::DESCRIBE_MEMORY_BYTES_MAX, None, None, None));
+    let mut store = Store::new(engine, State::new(Limits::DESCRIBING, Arc::default(), None, None, None));
     instance::arm(&mut store);
     let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {
         match pre.instantiate_async(&mut store).await {
             Ok(strategy) => Ok(strategy.larder_storage_repository().call_describe(&mut store).await?),
-            Err(error) if error.is::<wasmtime::Trap>() => Err(error),
+            Err(error) if error.is::<wasmtime::Trap>() || store.data().exceeded(&error).is_some() => Err(error),
             // Its functions have other types than this host's, whatever version they claim.
             Err(error) => Err(wasmtime::Error::from(OtherContract(instance::one_line(&format!("{error:#}"))))),
         }
@@ -271,8 +273,17 @@ async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<
                 .caused_by(error)
                 .hint("build it again from the sources of this version of larder"));
         }
-        Ok(Err(error)) => return Err(instance::trapped(name, "describe", &error, store.data())),
-        Err(_) => return Err(instance::overran(name, "describe", DESCRIBE_DEADLINE)),
+        Ok(Err(error)) => {
+            return Err(match store.data().exceeded(&error) {
+                Some(exceeded) => Error::refused(format!("it {} before it was asked anything", exceeded.what()))
+                    .caused_by(exceeded.why(&Limits::DESCRIBING)),
+                None => instance::trapped(name, "describe", &error, store.data()),
+            });
+        }
+        Err(_) => {
+            let seconds = DESCRIBE_DEADLINE.as_secs();
+            return Err(Error::refused(format!("plugin `{name}` did not end describe within {seconds} s")));
+        }
     };
     if description.strategy.len() + description.version.len() + description.config_schema.len() > DESCRIPTION_BYTES_MAX
     {

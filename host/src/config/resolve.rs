@@ -118,14 +118,31 @@ fn migration(written: &written::Migration) -> Result<MigrationSettings> {
     })
 }
 
+fn mib(count: u32) -> usize {
+    usize::try_from(u64::from(count) * MIB).unwrap_or(usize::MAX)
+}
+
 fn plugins(written: &written::Plugins, base_dir: &Path) -> Result<PluginSettings> {
     Ok(PluginSettings {
         directory: written.directory.as_ref().map(|directory| base_dir.join(directory)),
-        memory_bytes_max: u64::from(written.memory_mb_max) * MIB,
+        memory_bytes_max: mib(written.memory_mb_max),
+        memory_total_bytes_max: mib(written.memory_total_mb_max),
         component_bytes_max: u64::from(written.component_mb_max) * MIB,
         call_timeout: Duration::from_secs_f64(written.call_timeout),
+        cpu_timeout: Duration::from_secs_f64(written.cpu_timeout),
         transaction_timeout: Duration::from_secs_f64(written.transaction_timeout),
         scanned_entities_max: written.max_scanned_entities.into(),
+        pages_max: written.pages_max.into(),
+        call_entities_max: written.call_entities_max as usize,
+        call_bytes_max: mib(written.call_mb_max),
+        host_calls_max: written.host_calls_max.into(),
+        handles_max: written.handles_max as usize,
+        table_elements_max: written.table_elements_max as usize,
+        core_instances_max: written.core_instances_max as usize,
+        log_bytes_max: written.log_kb_max as usize * 1024,
+        store_instances_max: written.store_instances_max as usize,
+        traps_max: written.traps_max,
+        traps_window: Duration::from_secs_f64(written.traps_window),
     })
 }
 

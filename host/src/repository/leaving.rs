@@ -55,7 +55,7 @@ impl Kept {
 impl Store {
     /// Closes every instance that is idle, whatever becomes of the one before it.
     async fn close(self: &Arc<Self>) -> Result<()> {
-        let deadline = Instant::now() + self.limits.call_timeout;
+        let deadline = self.deadline();
         let fresh = self.scrutiny.fresh_instances;
         let idle = match &self.seats {
             Seats::One(_) => 1,
@@ -80,12 +80,11 @@ impl Store {
         if lease.instance.is_unsynced {
             lease = self.flush_for_all(lease).await?;
         }
-        let plugin = &self.plugin.name;
         let mut waited = None;
         loop {
             let ended = {
                 let (guest, store) = lease.instance.parts();
-                tokio::time::timeout_at(deadline, guest.call_close(store)).await
+                instance::bounded(deadline, self.settings.cpu_timeout, guest.call_close(store)).await
             };
             drop(waited.take());
             self.scrutiny.note("close");
@@ -95,8 +94,8 @@ impl Store {
                     waited = Some(self.wait_for_lock(deadline).await?);
                 }
                 Ok(Ok(Err(error))) => return Err(self.advised(clean(error))),
-                Ok(Err(error)) => return Err(instance::trapped(plugin, "close", &error, lease.instance.store.data())),
-                Err(_) => return Err(instance::overran(plugin, "close", self.limits.call_timeout)),
+                Ok(Err(error)) => return Err(self.trapped("close", &error, lease.instance.store.data())),
+                Err(overrun) => return Err(self.overran("close", overrun)),
             }
         }
     }
@@ -157,7 +156,7 @@ impl Repository {
     /// `not-found` where [`Repository::restore_points`] has no point of that name.
     pub async fn restore(&self, name: &str) -> Result<Vec<String>> {
         let store = &self.store;
-        let deadline = Instant::now() + store.limits.call_timeout;
+        let deadline = store.deadline();
         let (done, lease) =
             leased!(store, lease_flushed(deadline), "restore", |guest, context| guest.call_restore(context, name));
         store.release(lease);
