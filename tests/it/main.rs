@@ -61,6 +61,9 @@ mod capabilities;
 // Plugins that try what they may not do, and files that are no plugins.
 mod sandbox;
 
+// Plugins that misbehave while they run: limits, lies, neighbours, long runs.
+mod zoo;
+
 // What only a database on a server has: users, statements that reach further, outages, many clients.
 mod postgres;
 

@@ -37,6 +37,8 @@ usage: cargo xtask COMMAND
                     kill migrations while they run, go on with them, and look for what is missing
   pairs             20,000 entities that are easy to damage from every kind of store to every other one
   clients           64 clients at once at PostgreSQL, for a minute
+  endurance --calls N
+                    N calls, of which one in a hundred traps or overruns its time: what the host holds at the end
   check             formatting, tidy, dependencies, lints and documentation
   ci                check, then test
   tidy              the rules that the compiler and clippy cannot check
@@ -73,6 +75,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["interruptions", ref rest @ ..] => processes::interruptions(rest),
         ["pairs", ref rest @ ..] => processes::pairs(rest),
         ["clients", ref rest @ ..] => processes::clients(rest),
+        ["endurance", ref rest @ ..] => processes::endurance(rest),
         ["check"] => check::run_checks(),
         ["ci"] => check::run_checks().and_then(|()| test::run_tests(&[])),
         ["tidy"] => tidy::run(),
