@@ -6,6 +6,7 @@
 
 // Public inside a private module: the generated bindings name their handles.
 pub mod dynamodb;
+pub mod faults;
 pub mod files;
 pub mod sql;
 
@@ -142,8 +143,8 @@ fn database(grant: &SqlGrant, timeout_max: Duration) -> Database {
     }
 }
 
-/// Links a plugin with what its store was granted.
-pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<StrategyPre<State>> {
+/// Links a plugin with what its store was granted, where `faulty` with what can go wrong.
+pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store, faulty: bool) -> Result<StrategyPre<State>> {
     for wanted in &plugin.wants {
         let granted = match wanted {
             Capability::Files => store.grants.files.is_some(),
@@ -160,7 +161,8 @@ pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<St
             .hint(format!("if you trust it, add {} to `{}`", wanted.grant_example(), store.location)));
         }
     }
-    let linked = link_interfaces(engine, &plugin.wants)
+    let linker = if faulty { faults::link_interfaces } else { link_interfaces };
+    let linked = linker(engine, &plugin.wants)
         .and_then(|linker| StrategyPre::new(linker.instantiate_pre(&plugin.component)?));
     linked.map_err(|error| {
         Error::refused(format!("plugin `{}` does not link", plugin.name))

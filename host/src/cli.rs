@@ -460,12 +460,22 @@ pub struct PluginsTestArgs {
     /// and is emptied after each case [default: what the component wants, in the scratch folder].
     #[arg(long, value_name = "JSON|FILE")]
     pub store_config: Option<String>,
-    /// Run only the cases with this in their names (repeatable).
+    /// Run only the cases with this in their names, with --faults the operations (repeatable).
     #[arg(long, value_name = "NAME")]
     pub case: Vec<String>,
-    /// Print the names of the cases, and run none.
+    /// Print the names of the cases, with --faults of the operations, and run none.
     #[arg(long)]
     pub list: bool,
+    /// Let every call of the plugin to the host go wrong, one at a time and in every way, and look at what becomes of the
+    /// store.
+    #[arg(long)]
+    pub faults: bool,
+    /// With --faults: try one of so many faults only.
+    #[arg(long, value_name = "N", requires = "faults", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub every: u32,
+    /// Be the host that is killed: a task of --faults, read from standard input.
+    #[arg(long, hide = true)]
+    pub until_killed: bool,
 }
 
 /// Commands about the configuration.

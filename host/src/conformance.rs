@@ -6,10 +6,13 @@
 //!
 //! Each case runs twice: on instances that are kept, as a host uses them, and on a fresh instance for each call, so that
 //! nothing may hang on what an instance remembers. What cannot be run is reported as that, and never as passed.
+//!
+//! What becomes of a store where something goes wrong is tried by [`faults`].
 
 mod bulk;
 mod check;
 mod entities;
+pub mod faults;
 mod isolation;
 mod place;
 mod queries;
@@ -30,6 +33,7 @@ use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::plugin::Plugin;
+use crate::plugin::engine::Engine;
 use check::{Checked, Stop};
 use place::Place;
 
@@ -199,6 +203,8 @@ pub struct CaseReport {
 pub struct Subject {
     plugin: Plugin,
     plugins_directory: PathBuf,
+    /// Of all its hosts: what tells them apart is their instances.
+    engine: Engine,
     store: Map<String, Value>,
     /// Cases have no place of their own: the store does not say `${SCRATCH}` or `${CASE}`.
     is_shared: bool,
@@ -216,7 +222,8 @@ impl Subject {
         let parent = plugin.parent().filter(|parent| !parent.as_os_str().is_empty());
         let plugins_directory = parent.unwrap_or(Path::new(".")).to_path_buf();
         let config = Config::from_text(r#"{"storage": {"strategy": "none"}}"#, Path::new("."))?;
-        let plugin = Host::new(config, Some(&plugins_directory))?.inspect(plugin).await?;
+        let host = Host::new(config, Some(&plugins_directory))?;
+        let plugin = host.inspect(plugin).await?;
         let store = store.unwrap_or_else(|| config::trial::store(&plugin.name, &plugin.wants));
         if store.contains_key("strategy") {
             return Err(Error::config("the store to test with says which strategy it is of")
@@ -226,7 +233,7 @@ impl Subject {
         let has = |variable: &str| text.contains(&format!("${{{variable}}}"));
         let is_shared =
             !plugin.wants.is_empty() && !has(config::trial::SCRATCH_VARIABLE) && !has(config::trial::CASE_VARIABLE);
-        Ok(Subject { plugin, plugins_directory, store, is_shared })
+        Ok(Subject { plugin, plugins_directory, engine: host.engine().clone(), store, is_shared })
     }
 
     /// The component.

@@ -29,8 +29,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Host {
     /// `plugins_directory` overrides what the configuration says.
     pub fn new(config: Config, plugins_directory: Option<&Path>) -> Result<Host> {
-        let plugins_directory = config.plugins_directory(plugins_directory)?;
         let engine = plugin::engine::new(config::compile_cache_directory().as_deref())?;
+        Host::on(engine, config, plugins_directory)
+    }
+
+    /// The same on an engine that others share.
+    pub(crate) fn on(engine: Engine, config: Config, plugins_directory: Option<&Path>) -> Result<Host> {
+        let plugins_directory = config.plugins_directory(plugins_directory)?;
         let scrutiny = Scrutiny::default();
         Ok(Host { config, plugins_directory, engine, scrutiny, opened: Mutex::default(), problems: Mutex::default() })
     }
@@ -38,6 +43,10 @@ impl Host {
     /// The same, with an eye on what its plugins do.
     pub(crate) fn under(self, scrutiny: Scrutiny) -> Host {
         Host { scrutiny, ..self }
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// What it was made from.
@@ -100,7 +109,7 @@ impl Host {
             self.close_one(kept).await;
         }
         let lent = Lent::new(&store.grants, self.config.collections(), self.config.plugins.call_timeout);
-        let pre = capability::link(&self.engine, &plugin, &store)?;
+        let pre = capability::link(&self.engine, &plugin, &store, self.scrutiny.faults.is_some())?;
         let settings = &self.config.plugins;
         let limits = Limits {
             memory_bytes_max: usize::try_from(settings.memory_bytes_max).unwrap_or(usize::MAX),

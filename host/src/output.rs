@@ -44,6 +44,22 @@ impl Printer {
         }
     }
 
+    /// A line that is for people alone.
+    pub fn text(&mut self, text: impl AsRef<str>) -> Result<()> {
+        match self.format {
+            Format::Text => self.put(|out| writeln!(out, "{}", text.as_ref())),
+            Format::Json => Ok(()),
+        }
+    }
+
+    /// A line that is for a program alone.
+    pub fn value(&mut self, value: &Value) -> Result<()> {
+        match self.format {
+            Format::Text => Ok(()),
+            Format::Json => self.put(|out| writeln!(out, "{value}")),
+        }
+    }
+
     /// A JSON document: over several lines for people.
     pub fn document(&mut self, value: &Value) -> Result<()> {
         self.result(format!("{value:#}"), value)

@@ -57,6 +57,7 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::capability::Lent;
+use crate::capability::faults::Faults;
 use crate::capability::files::Directory;
 use crate::capability::sql::Database;
 use crate::config;
@@ -100,6 +101,8 @@ pub(crate) struct Scrutiny {
     pub(crate) withheld: Option<&'static str>,
     /// Takes the names of the functions that were called.
     pub(crate) called: Option<Arc<Mutex<BTreeSet<&'static str>>>>,
+    /// Which of the plugin's calls to the host goes wrong.
+    pub(crate) faults: Option<Faults>,
 }
 
 impl Scrutiny {
@@ -319,7 +322,8 @@ impl Store {
         loop {
             let files = self.lent.files.as_ref().map(Directory::for_instance);
             let (sql, dynamodb) = (self.lent.sql.clone(), self.lent.dynamodb.clone());
-            let state = State::new(self.limits.memory_bytes_max, files, sql, dynamodb);
+            let mut state = State::new(self.limits.memory_bytes_max, files, sql, dynamodb);
+            state.faults = self.scrutiny.faults.clone();
             let mut instance = Box::new(Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?);
             let ended = {
                 let (guest, store) = instance.parts();

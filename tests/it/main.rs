@@ -16,6 +16,9 @@ mod cluster;
 // One body, every strategy: what the contract promises of a repository.
 mod conformance;
 
+// The same where anything goes wrong: every call of a plugin to the host, in every way.
+mod faults;
+
 // What takes the program, several processes, or knowledge of one strategy to look at.
 mod repository;
 

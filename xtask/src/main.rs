@@ -33,6 +33,7 @@ usage: cargo xtask COMMAND
   soak --seconds N  random operations on every strategy for N seconds, against a reference in memory
   crash --kills N   kill processes while they write, and look for what was acknowledged
   contention        16 processes at one store: 16,000 saves, 4,000 counts, a writer beside readers
+  faults            let every call of every plugin to the host go wrong, in every way
   interruptions --kills N
                     kill migrations while they run, go on with them, and look for what is missing
   pairs             20,000 entities that are easy to damage from every kind of store to every other one
@@ -70,6 +71,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["soak", ref rest @ ..] => soak::run(rest),
         ["crash", ref rest @ ..] => processes::crash(rest),
         ["contention", ref rest @ ..] => processes::contention(rest),
+        ["faults", ref rest @ ..] => processes::faults(rest),
         ["interruptions", ref rest @ ..] => processes::interruptions(rest),
         ["pairs", ref rest @ ..] => processes::pairs(rest),
         ["clients", ref rest @ ..] => processes::clients(rest),

@@ -1,6 +1,7 @@
 //! The long forms of tests that take minutes: `cargo xtask crash` and `cargo xtask contention`, which start processes of
 //! their own and kill some of them (`tests/it/crash.rs` and `tests/it/contention.rs`), `cargo xtask interruptions`, which
-//! kills migrations (`tests/it/resuming.rs`), `cargo xtask pairs` and `cargo xtask clients`. The tests print what was done.
+//! kills migrations (`tests/it/resuming.rs`), `cargo xtask faults`, `cargo xtask pairs` and `cargo xtask clients`. The tests
+//! print what was done.
 
 use anyhow::{Context, Result, bail};
 
@@ -19,6 +20,12 @@ pub(crate) fn interruptions(arguments: &[&str]) -> Result<()> {
     let ["--kills", kills] = *arguments else { bail!("usage: cargo xtask interruptions --kills N") };
     let kills: u32 = kills.parse().with_context(|| format!("{kills} is no number of kills"))?;
     run("resuming::a_killed", "LARDER_MIGRATION_KILLS", &kills.to_string())
+}
+
+/// Lets every call of every plugin go wrong (`tests/it/faults.rs`).
+pub(crate) fn faults(arguments: &[&str]) -> Result<()> {
+    let [] = *arguments else { bail!("usage: cargo xtask faults") };
+    run("faults::", "LARDER_FAULTS_ALL", "1")
 }
 
 /// Moves 20,000 entities that are easy to damage from every kind of store to every other one (`tests/it/pairs.rs`).

@@ -15,6 +15,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use super::bindings::{self, Strategy, repository};
 use super::limits::Limits;
 use crate::capability::dynamodb::Tables;
+use crate::capability::faults::Faults;
 use crate::capability::files::Directory;
 use crate::capability::sql::Database;
 use crate::error::{Error, Kind, Result};
@@ -37,6 +38,8 @@ pub(crate) struct State {
     pub(crate) files: Option<Directory>,
     pub(crate) sql: Option<Database>,
     pub(crate) dynamodb: Option<Tables>,
+    /// Where its calls are to go wrong.
+    pub(crate) faults: Option<Faults>,
 }
 
 impl State {
@@ -58,6 +61,7 @@ impl State {
             files,
             sql,
             dynamodb,
+            faults: None,
         }
     }
 }
