@@ -162,8 +162,8 @@ pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store, faulty: bool
         }
     }
     let linker = if faulty { faults::link_interfaces } else { link_interfaces };
-    let linked = linker(engine, &plugin.wants)
-        .and_then(|linker| StrategyPre::new(linker.instantiate_pre(&plugin.component)?));
+    let linked =
+        linker(engine, &plugin.wants).and_then(|linker| StrategyPre::new(linker.instantiate_pre(&plugin.component)?));
     linked.map_err(|error| {
         Error::refused(format!("plugin `{}` does not link", plugin.name))
             .caused_by(one_line(&error.root_cause().to_string()))

@@ -1,14 +1,21 @@
-//! A configuration brought to life: the engine, the plugins directory, and the stores that can be opened.
+//! A configuration brought to life: the engine, the plugins directory, and the stores that can be opened. How plugins change
+//! while it lives is in [`reload`].
 
+pub mod reload;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::capability::{self, Lent};
 use crate::config::{self, Config, Store};
 use crate::error::{Error, Result};
+use crate::plugin::bindings::StrategyPre;
 use crate::plugin::engine::Engine;
+use crate::plugin::instance::State;
 use crate::plugin::{self, Plugin};
 use crate::repository::{Kept, Limits, Repository, Scrutiny};
+use reload::{Known, Version};
 
 /// Opens the stores of one configuration.
 pub struct Host {
@@ -20,6 +27,10 @@ pub struct Host {
     opened: Mutex<Vec<Kept>>,
     /// Of stores that were closed before anybody asked what came of it.
     problems: Mutex<Vec<Error>>,
+    /// Held during a look at the plugins directory.
+    known: tokio::sync::Mutex<Known>,
+    /// By strategy: empty unless somebody looks for changes.
+    versions: Mutex<BTreeMap<String, Version>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -36,8 +47,17 @@ impl Host {
     /// The same on an engine that others share.
     pub(crate) fn on(engine: Engine, config: Config, plugins_directory: Option<&Path>) -> Result<Host> {
         let plugins_directory = config.plugins_directory(plugins_directory)?;
-        let scrutiny = Scrutiny::default();
-        Ok(Host { config, plugins_directory, engine, scrutiny, opened: Mutex::default(), problems: Mutex::default() })
+        let known = tokio::sync::Mutex::new(Known::at_first(&plugins_directory));
+        Ok(Host {
+            config,
+            plugins_directory,
+            engine,
+            scrutiny: Scrutiny::default(),
+            opened: Mutex::default(),
+            problems: Mutex::default(),
+            known,
+            versions: Mutex::default(),
+        })
     }
 
     /// The same, with an eye on what its plugins do.
@@ -64,9 +84,15 @@ impl Host {
         plugin::discover(&self.plugins_directory)
     }
 
-    /// Loads a strategy from the plugins directory.
+    /// Loads a strategy from the plugins directory; where somebody looks for changes there, the version that was taken last.
     pub async fn plugin(&self, name: &str) -> Result<Plugin> {
-        plugin::load(&self.engine, &self.plugins_directory, name, self.config.plugins.component_bytes_max).await
+        if let Some(version) = self.version(name) {
+            return version;
+        }
+        let bytes_max = self.config.plugins.component_bytes_max;
+        let plugin = plugin::load(&self.engine, &self.plugins_directory, name, bytes_max).await?;
+        self.used(&plugin);
+        Ok(plugin)
     }
 
     /// Loads a component from anywhere, to look at it.
@@ -98,10 +124,16 @@ impl Host {
         self.open_store(self.config.store(store)?).await
     }
 
+    /// Links a plugin for a store, whose section has to fit it and whose grants have to suffice.
+    fn link(&self, plugin: &Plugin, store: &Store) -> Result<StrategyPre<State>> {
+        config::check_section(&store.strategy, &store.section.clone().into(), &plugin.description.config_schema)?;
+        capability::link(&self.engine, plugin, store, self.scrutiny.faults.is_some())
+    }
+
     async fn open_store(&self, store: Store) -> Result<Repository> {
         store.check_apart_from_plugins(&self.plugins_directory)?;
         let plugin = self.plugin(&store.strategy).await?;
-        config::check_section(&store.strategy, &store.section.clone().into(), &plugin.description.config_schema)?;
+        let pre = self.link(&plugin, &store)?;
         store.check_paths()?;
         // So that a program that opens stores again and again does not gather those that it is done with.
         let unused: Vec<Kept> = locked(&self.opened).extract_if(.., |kept| !kept.is_used()).collect();
@@ -109,7 +141,6 @@ impl Host {
             self.close_one(kept).await;
         }
         let lent = Lent::new(&store.grants, self.config.collections(), self.config.plugins.call_timeout);
-        let pre = capability::link(&self.engine, &plugin, &store, self.scrutiny.faults.is_some())?;
         let settings = &self.config.plugins;
         let limits = Limits {
             memory_bytes_max: usize::try_from(settings.memory_bytes_max).unwrap_or(usize::MAX),

@@ -122,6 +122,7 @@ pub use larder_model as model;
 pub use config::Config;
 pub use error::{Error, Result};
 pub use host::Host;
+pub use host::reload::{Reload, Watch};
 pub use model::json::encode;
 pub use model::{Entity, ErrorKind, Existing, Expectation, Isolation, Put, Removal, SortKey, Write};
 pub use query::{Answer, QueryPage, Select};

@@ -30,6 +30,7 @@ use crate::error::{Error, Kind, Result};
 use crate::plugin::instance::one_line;
 use crate::repository::Repository;
 pub use backup::BackedUp;
+pub(crate) use checkpoint::again as checkpoint_again;
 use checkpoint::{Place, Progress, State};
 pub use digest::Digest;
 use digest::{LeftOut, Sum};

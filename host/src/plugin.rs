@@ -5,6 +5,7 @@ pub(crate) mod bindings;
 pub(crate) mod engine;
 pub(crate) mod instance;
 pub(crate) mod limits;
+pub(crate) mod look;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -136,14 +137,8 @@ pub async fn load_file(engine: &Engine, path: &Path, component_bytes_max: u64) -
             .hint("raise `plugins.component_mb_max` if you trust it"));
     }
     let bytes = std::fs::read(path).map_err(|error| refused("cannot be read".into()).caused_by(error))?;
-    check_is_component(&bytes).map_err(|(message, hint)| refused(message.into()).hint(hint))?;
-    // Never `deserialize`: a precompiled file is native code.
-    let component = Component::from_binary(engine, &bytes).map_err(|error| {
-        refused("is not a valid component".into())
-            .caused_by(instance::one_line(&error.to_string()))
-            .hint("the file may be damaged or only half copied: build or copy it again")
-    })?;
-    let (wants, wasi) = check_interfaces(engine, &component).map_err(|(message, hint)| refused(message).hint(hint))?;
+    let (component, wants, wasi) =
+        examine(engine, &bytes).map_err(|error| Error { message: refused(error.message).message, ..error })?;
     let description = describe(engine, &component, &name)
         .await
         .map_err(|error| error.context(refused("cannot be described".into()).message))?;
@@ -164,6 +159,20 @@ pub async fn load_file(engine: &Engine, path: &Path, component_bytes_max: u64) -
         description,
         component,
     })
+}
+
+/// A component and what it imports, from bytes that may be anything. Nothing of it runs.
+pub(crate) fn examine(engine: &Engine, bytes: &[u8]) -> Result<(Component, Vec<Capability>, Vec<String>)> {
+    check_is_component(bytes).map_err(|(message, hint)| Error::refused(message).hint(hint))?;
+    // Never `deserialize`: a precompiled file is native code.
+    let component = Component::from_binary(engine, bytes).map_err(|error| {
+        Error::refused("is not a valid component")
+            .caused_by(instance::one_line(&error.to_string()))
+            .hint("the file may be damaged or only half copied: build or copy it again")
+    })?;
+    let (wants, wasi) =
+        check_interfaces(engine, &component).map_err(|(message, hint)| Error::refused(message).hint(hint))?;
+    Ok((component, wants, wasi))
 }
 
 /// Lower-case hexadecimal.

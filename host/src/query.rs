@@ -4,7 +4,7 @@
 //! Also what the host adds to a strategy's answer, so that the same question has the same answer everywhere: it applies
 //! what is left of the filter and sorts what is not sorted, in bounded memory.
 
-mod cursor;
+pub(crate) mod cursor;
 
 use larder_model::filter::Filter;
 use larder_model::{Entity, ErrorKind, Page, Query, SortKey};

@@ -38,13 +38,14 @@ macro_rules! leased {
     }};
 }
 
+mod edition;
 mod group_commit;
 mod leaving;
 mod transaction;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use larder_model::filter::{self, Filter};
@@ -53,7 +54,6 @@ use larder_model::{
     Removal, Retry, Violation, Write, entity,
 };
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::capability::Lent;
@@ -66,14 +66,12 @@ use crate::plugin::bindings::{self, StrategyPre, types};
 use crate::plugin::instance::{self, Instance, State};
 use crate::plugin::{Plugin, instance::one_line};
 
-/// Instances of one store that run side by side, where the strategy keeps no state in memory and was lent no database. Each
-/// may hold a page of entities.
-const INSTANCES_MAX: usize = 32;
 /// Times that a patch is tried again after somebody else changed the entity.
 const REWRITES_MAX: u32 = 16;
 /// Bytes of bodies in one reply: large enough that a crossing costs nothing beside its content.
 pub(crate) const PAGE_BYTES_MAX: u32 = 4 << 20;
 
+use edition::{Edition, Seat, Seats};
 use group_commit::Ticket;
 pub(crate) use leaving::Kept;
 use leaving::Use;
@@ -204,30 +202,18 @@ pub struct Repository {
 
 struct Store {
     name: String,
-    plugin: Plugin,
-    pre: StrategyPre<State>,
+    /// The plugin's name, whichever version of it is used.
+    strategy: String,
+    edition: RwLock<Arc<Edition>>,
     lent: Lent,
     section: String,
     collections: Vec<Collection>,
     limits: Limits,
     scrutiny: Scrutiny,
-    seats: Seats,
     /// Writes that stand in the queue for an instance.
     queued_writes: AtomicUsize,
     /// Of what was loaded, where the instance that was given it has to flush it.
     loads: Mutex<Vec<Ticket>>,
-    opened: OnceLock<Opened>,
-}
-
-/// Where instances wait for work.
-enum Seats {
-    /// The strategy keeps state in memory: one instance, one call after the other.
-    One(Arc<tokio::sync::Mutex<Option<Box<Instance>>>>),
-    Many {
-        #[expect(clippy::vec_box, reason = "it leaves as it came, without being copied")]
-        idle: Mutex<Vec<Box<Instance>>>,
-        permits: Arc<Semaphore>,
-    },
 }
 
 /// An instance for the time of a call. Dropped without [`Store::release`], by a trap or because the caller went
@@ -236,11 +222,8 @@ struct Lease {
     /// Boxed: it is some kilobytes, and goes from hand to hand with each call.
     instance: Box<Instance>,
     seat: Seat,
-}
-
-enum Seat {
-    One(OwnedMutexGuard<Option<Box<Instance>>>),
-    Many { _permit: OwnedSemaphorePermit },
+    /// Which the instance is of: a call ends on the one that it began on.
+    edition: Arc<Edition>,
 }
 
 /// What became of a call that ended, with the instance that it was made of.
@@ -265,16 +248,16 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Store {
     async fn lease(&self, deadline: Instant) -> Result<Lease> {
-        let (seat, idle) = self.seat(deadline).await?;
+        let (edition, seat, idle) = self.seat(deadline).await?;
         let instance = match idle {
             Some(instance) => instance,
-            None => self.open_instance(deadline).await?,
+            None => self.open_instance(&edition, deadline).await?,
         };
-        Ok(Lease { instance, seat })
+        Ok(Lease { instance, seat, edition })
     }
 
     /// A place for a call, and the instance that waits there, if one does.
-    async fn seat(&self, deadline: Instant) -> Result<(Seat, Option<Box<Instance>>)> {
+    async fn seat(&self, deadline: Instant) -> Result<(Arc<Edition>, Seat, Option<Box<Instance>>)> {
         // To wait for an instance is to wait for a connection, where there are as many of the one as of the other.
         let timeout = self.lent.sql.as_ref().map_or(self.limits.call_timeout, Database::pool_timeout);
         let timeout = timeout.min(self.limits.call_timeout);
@@ -283,20 +266,13 @@ impl Store {
             let message = format!("store `{}` was busy for {} s", self.name, timeout.as_secs_f64());
             Error { retry: Retry::Safe, ..Error::contract(ErrorKind::Timeout, message) }
         };
-        match &self.seats {
-            Seats::One(seat) => {
-                let mut guard =
-                    tokio::time::timeout_at(deadline, seat.clone().lock_owned()).await.map_err(|_| late())?;
-                let instance = guard.take();
-                Ok((Seat::One(guard), instance))
-            }
-            Seats::Many { idle, permits } => {
-                let permit = tokio::time::timeout_at(deadline, permits.clone().acquire_owned())
-                    .await
-                    .map_err(|_| late())?
-                    .map_err(|_| late())?;
-                let instance = locked(idle).pop();
-                Ok((Seat::Many { _permit: permit }, instance))
+        loop {
+            let edition = self.edition();
+            let taken = edition.seats.take(deadline).await.ok_or_else(late)?;
+            // Where another version took over while it stood in the queue, it goes on to that.
+            if Arc::ptr_eq(&edition, &self.edition()) {
+                let (seat, instance) = edition.seats.sit(taken);
+                return Ok((edition, seat, instance));
             }
         }
     }
@@ -305,7 +281,7 @@ impl Store {
         if self.scrutiny.fresh_instances && !lease.instance.is_unsynced {
             return;
         }
-        match (lease.seat, &self.seats) {
+        match (lease.seat, &lease.edition.seats) {
             (Seat::One(mut guard), _) => *guard = Some(lease.instance),
             (Seat::Many { _permit }, Seats::Many { idle, .. }) => {
                 locked(idle).push(lease.instance);
@@ -314,8 +290,8 @@ impl Store {
         }
     }
 
-    async fn open_instance(&self, deadline: Instant) -> Result<Box<Instance>> {
-        let plugin = &self.plugin.name;
+    async fn open_instance(&self, edition: &Edition, deadline: Instant) -> Result<Box<Instance>> {
+        let plugin = &self.strategy;
         let told = |collection: &&Collection| self.scrutiny.withheld != Some(collection.name.as_str());
         let collections: Vec<_> = self.collections.iter().filter(told).map(bindings::collection_into).collect();
         let mut reserve = None;
@@ -324,7 +300,7 @@ impl Store {
             let (sql, dynamodb) = (self.lent.sql.clone(), self.lent.dynamodb.clone());
             let mut state = State::new(self.limits.memory_bytes_max, files, sql, dynamodb);
             state.faults = self.scrutiny.faults.clone();
-            let mut instance = Box::new(Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?);
+            let mut instance = Box::new(Instance::new(&edition.pre, plugin, state, self.limits.call_timeout).await?);
             let ended = {
                 let (guest, store) = instance.parts();
                 tokio::time::timeout_at(deadline, guest.call_open(store, &self.section, &collections)).await
@@ -333,7 +309,7 @@ impl Store {
             match ended {
                 Ok(Ok(Ok(opened))) => {
                     self.scrutiny.note("open");
-                    let _ = self.opened.set(Opened {
+                    let _ = edition.opened.set(Opened {
                         enforces_references: opened.enforces_references,
                         enforces_fields: opened.enforces_fields,
                         has_rules: opened.has_rules,
@@ -385,8 +361,8 @@ impl Store {
                 self.release(lease);
                 Err(self.advised(clean(error)))
             }
-            Ok(Err(error)) => Err(instance::trapped(&self.plugin.name, operation, &error, lease.instance.store.data())),
-            Err(_) => Err(instance::overran(&self.plugin.name, operation, self.limits.call_timeout)),
+            Ok(Err(error)) => Err(instance::trapped(&self.strategy, operation, &error, lease.instance.store.data())),
+            Err(_) => Err(instance::overran(&self.strategy, operation, self.limits.call_timeout)),
         }
     }
 
@@ -402,8 +378,9 @@ impl Store {
 
     /// Whether a write is durable only after a `flush`.
     fn defers_sync(&self) -> bool {
-        let needs_no_flush = self.opened.get().is_some_and(|opened| opened.needs_no_flush);
-        self.plugin.description.features.deferred_sync && !needs_no_flush
+        let edition = self.edition();
+        let needs_no_flush = edition.opened.get().is_some_and(|opened| opened.needs_no_flush);
+        edition.plugin.description.features.deferred_sync && !needs_no_flush
     }
 
     /// An error of the strategy's, with what a person can do about it.
@@ -421,7 +398,7 @@ impl Store {
 
     /// The error of a reply that cannot be true.
     fn misbehaved(&self, what: impl std::fmt::Display) -> Error {
-        Error::contract(ErrorKind::Corrupt, format!("plugin `{}` {what}", self.plugin.name))
+        Error::contract(ErrorKind::Corrupt, format!("plugin `{}` {what}", self.strategy))
             .hint("this is a fault of the plugin, not of the data: replace it")
     }
 }
@@ -478,28 +455,19 @@ impl Repository {
         limits: Limits,
         scrutiny: Scrutiny,
     ) -> Result<Repository> {
-        // More of them than the database serves connections would only wait in another place.
-        let instances_max = lent.sql.as_ref().map_or(INSTANCES_MAX, |database| database.connections().max as usize);
-        let seats = if plugin.description.features.shared_state {
-            Seats::One(Arc::default())
-        } else {
-            Seats::Many { idle: Mutex::default(), permits: Arc::new(Semaphore::new(instances_max)) }
-        };
         let name = configured.name.clone();
         let section = Value::Object(configured.section.clone()).to_string();
         let store = Store {
             name,
-            plugin,
-            pre,
+            strategy: plugin.name.clone(),
+            edition: RwLock::new(Arc::new(Edition::new(plugin, pre, &lent))),
             lent,
             section,
             collections,
             limits,
             scrutiny,
-            seats,
             queued_writes: AtomicUsize::new(0),
             loads: Mutex::default(),
-            opened: OnceLock::new(),
         };
         let lease = store.lease(Instant::now() + limits.call_timeout).await?;
         store.release(lease);
@@ -511,14 +479,14 @@ impl Repository {
         &self.store.name
     }
 
-    /// The plugin that serves it.
-    pub fn plugin(&self) -> &Plugin {
-        &self.store.plugin
+    /// The version of the plugin that serves it now.
+    pub fn plugin(&self) -> Arc<Plugin> {
+        self.store.edition().plugin.clone()
     }
 
     /// What `open` said of it.
     pub fn opened(&self) -> Opened {
-        self.store.opened.get().cloned().unwrap_or_default()
+        self.store.edition().opened.get().cloned().unwrap_or_default()
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -589,7 +557,7 @@ impl Repository {
     /// An entity that a strategy gave, with its fields, or `corrupt`.
     pub(crate) fn checked(&self, collection: &Collection, found: Entity) -> Result<(Entity, Map<String, Value>)> {
         let at = || format!("{} `{}` in store `{}`", collection.name, one_line(&found.id), self.store.name);
-        if found.body.len() as u64 > self.store.plugin.description.max_entity_bytes {
+        if found.body.len() as u64 > self.store.edition().plugin.description.max_entity_bytes {
             return Err(self.store.misbehaved(format!("gives {}, which is larger than it says it stores", at())));
         }
         let fields = larder_model::json::parse_object(&found.body).map_err(|error| {
@@ -712,7 +680,7 @@ impl Repository {
         let mut attempts = REWRITES_MAX;
         loop {
             attempts -= 1;
-            let ended = if self.store.plugin.description.features.transactions {
+            let ended = if self.store.edition().plugin.description.features.transactions {
                 // What was read under a lock stays as it is: no more is asked of the isolation.
                 let mut transaction = self.begin(Some(Isolation::ReadCommitted), false).await?;
                 let rewritten =
@@ -915,7 +883,7 @@ impl Repository {
         let (loaded, mut lease) = leased!(store, lease(deadline), "load", |guest, context| guest
             .call_load(context, collection, &entities, existing));
         // Without state in memory, any instance flushes what any was given.
-        if matches!(store.seats, Seats::One(_)) {
+        if matches!(lease.edition.seats, Seats::One(_)) {
             locked(&store.loads).push(lease.ticket());
         }
         store.release(lease);

@@ -61,6 +61,9 @@ mod cli;
 // What a component can borrow, function by function.
 mod capabilities;
 
+// Plugins that change while a host runs.
+mod reloading;
+
 // Plugins that try what they may not do, and files that are no plugins.
 mod sandbox;
 

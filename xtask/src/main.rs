@@ -9,6 +9,7 @@ mod demo;
 mod deny;
 mod dist;
 mod dynamodb;
+mod fuzz;
 mod postgres;
 mod processes;
 mod shell;
@@ -34,6 +35,8 @@ usage: cargo xtask COMMAND
   crash --kills N   kill processes while they write, and look for what was acknowledged
   contention        16 processes at one store: 16,000 saves, 4,000 counts, a writer beside readers
   faults            let every call of every plugin to the host go wrong, in every way
+  fuzz [TARGET] [--seconds N]
+                    look for bytes that whatever reads data of others does not take, for ten minutes each
   interruptions --kills N
                     kill migrations while they run, go on with them, and look for what is missing
   pairs             20,000 entities that are easy to damage from every kind of store to every other one
@@ -72,6 +75,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["crash", ref rest @ ..] => processes::crash(rest),
         ["contention", ref rest @ ..] => processes::contention(rest),
         ["faults", ref rest @ ..] => processes::faults(rest),
+        ["fuzz", ref rest @ ..] => fuzz::fuzz(rest),
         ["interruptions", ref rest @ ..] => processes::interruptions(rest),
         ["pairs", ref rest @ ..] => processes::pairs(rest),
         ["clients", ref rest @ ..] => processes::clients(rest),

@@ -225,7 +225,9 @@ pub(crate) fn link_interfaces(engine: &Engine, capabilities: &[Capability]) -> w
         match capability {
             Capability::Files => wit_files::add_to_linker::<State, HasFaulty>(&mut linker, |state| Faulty(state))?,
             Capability::Sql => wit_sql::add_to_linker::<State, HasFaulty>(&mut linker, |state| Faulty(state))?,
-            Capability::Dynamodb => wit_dynamodb::add_to_linker::<State, HasFaulty>(&mut linker, |state| Faulty(state))?,
+            Capability::Dynamodb => {
+                wit_dynamodb::add_to_linker::<State, HasFaulty>(&mut linker, |state| Faulty(state))?
+            }
         }
     }
     Ok(linker)

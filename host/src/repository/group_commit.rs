@@ -69,7 +69,8 @@ impl Store {
     async fn flushed(self: &Arc<Self>, mut lease: Lease, deadline: Instant) -> Result<()> {
         let mut ticket = lease.ticket();
         // Where instances run side by side, who writes next has another one.
-        let is_queued_for = matches!(self.seats, Seats::One(_)) && self.queued_writes.load(Ordering::Relaxed) > 0;
+        let is_queued_for =
+            matches!(lease.edition.seats, Seats::One(_)) && self.queued_writes.load(Ordering::Relaxed) > 0;
         let mut turn = if is_queued_for {
             self.release(lease);
             None
@@ -160,7 +161,7 @@ impl Store {
     fn gone(&self) -> Error {
         let message = format!(
             "the instance of plugin `{}` ended before it flushed: another call trapped, overran its time or was given up",
-            self.plugin.name
+            self.strategy
         );
         Error::contract(ErrorKind::Unavailable, message)
     }

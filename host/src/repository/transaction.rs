@@ -81,13 +81,13 @@ macro_rules! within {
             Ok(Ok(Ok(value))) => value,
             Ok(Ok(Err(error))) => return Err(store.advised(clean(error))),
             Ok(Err(error)) => {
-                let error = instance::trapped(&store.plugin.name, $operation, &error, open.lease.instance.store.data());
+                let error = instance::trapped(&store.strategy, $operation, &error, open.lease.instance.store.data());
                 *slot = None;
                 return Err(error);
             }
             Err(_) => {
                 *slot = None;
-                return Err(instance::overran(&store.plugin.name, $operation, store.limits.call_timeout));
+                return Err(instance::overran(&store.strategy, $operation, store.limits.call_timeout));
             }
         }
     }};
