@@ -14,9 +14,7 @@ use larder::bare::{self, Components};
 use larder::config::Config;
 use larder_guest::Strategy;
 use larder_model::filter::{self, Filter};
-use larder_model::{
-    Collection, Entity, ErrorKind, Expectation, Put, Query, Result, SortKey, Stamps, Write, json,
-};
+use larder_model::{Collection, Entity, ErrorKind, Expectation, Put, Query, Result, SortKey, Stamps, Write, json};
 use larder_plugin_json::JsonStore;
 use sha2::{Digest, Sha256};
 

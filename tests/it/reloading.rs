@@ -341,9 +341,13 @@ async fn a_removed_file_takes_nothing_from_stores_that_are_open() {
     assert!(error.message.contains("`shelf` was removed from"), "{error:?}");
     site.open("json").await;
 
+    // What comes in its place and is none leaves what is used.
+    site.install("shelf", b"not yet");
+    site.refused("shelf").await;
+    assert_eq!(save(&site.open("shelves").await, "a", 3).await, 3);
     site.install("shelf", &another_build("shelf", 1));
     assert_eq!(site.replaced("shelf").await, ["shelves"]);
-    assert_eq!(site.open("shelves").await.get_one("templates", "a").await.unwrap().unwrap().version, 2);
+    assert_eq!(site.open("shelves").await.get_one("templates", "a").await.unwrap().unwrap().version, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

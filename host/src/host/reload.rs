@@ -159,9 +159,8 @@ impl Host {
             for name in present {
                 versions.entry(name).or_default();
             }
-            for kept in locked(&self.opened).iter() {
-                let plugin = kept.plugin();
-                versions.entry(plugin.name.clone()).or_default().plugin = Some((*plugin).clone());
+            for (name, version) in versions.iter_mut() {
+                version.plugin = self.in_use(name);
             }
         }
         let (sender, events) = mpsc::unbounded_channel();
@@ -193,7 +192,17 @@ impl Host {
             return Some(Err(Error::refused(format!("the plugin `{name}` was removed from {directory}"))
                 .hint("stores that are open go on with it; put the file back to open others")));
         }
-        version.plugin.clone().map(Ok)
+        match (&version.plugin, &version.problem) {
+            (Some(plugin), _) => Some(Ok(plugin.clone())),
+            (None, Some(problem)) => Some(Err(problem.clone())),
+            (None, None) => None,
+        }
+    }
+
+    /// The version that an open store has.
+    fn in_use(&self, name: &str) -> Option<Plugin> {
+        let opened = locked(&self.opened);
+        opened.iter().map(Kept::plugin).find(|plugin| plugin.name == name).map(|plugin| (*plugin).clone())
     }
 
     /// What a store is opened with is the version in use, where somebody looks for changes.
@@ -226,7 +235,7 @@ impl Host {
                     Taken::Now(reload) => reloads.extend(reload),
                     Taken::Later => {}
                     Taken::Refused(error) => {
-                        locked(&self.versions).entry(name.clone()).or_default().problem = Some(error.clone());
+                        self.refuse(&name, &error);
                         reloads.push(Reload::Refused { plugin: name, error });
                     }
                 }
@@ -234,6 +243,14 @@ impl Host {
         }
         self.bring_up(&mut known.left_behind, &mut reloads).await;
         reloads
+    }
+
+    /// What is used stays, also for stores that are opened from here on.
+    fn refuse(&self, name: &str, error: &Error) {
+        let mut versions = locked(&self.versions);
+        let version = versions.entry(name.to_owned()).or_default();
+        let plugin = version.plugin.take().or_else(|| self.in_use(name));
+        *version = Version { plugin, problem: Some(error.clone()), is_removed: false };
     }
 
     fn remove(&self, name: &str) -> Taken {
@@ -261,11 +278,8 @@ impl Host {
         let sha256 = plugin.sha256.clone();
         let mut versions = locked(&self.versions);
         let before = versions.insert(name.to_owned(), Version { plugin: Some(plugin), ..Version::default() });
-        let in_use = before.as_ref().and_then(|before| Some(before.plugin.as_ref()?.sha256.clone()));
-        let in_use = in_use.or_else(|| {
-            let opened = locked(&self.opened);
-            opened.iter().find(|kept| kept.plugin().name == name).map(|kept| kept.plugin().sha256.clone())
-        });
+        let in_use = before.as_ref().and_then(|before| before.plugin.clone()).or_else(|| self.in_use(name));
+        let in_use = in_use.map(|plugin| plugin.sha256);
         Taken::Now(match before {
             _ if in_use.as_ref() == Some(&sha256) => None,
             None | Some(Version { is_removed: true, .. }) if in_use.is_none() => {
