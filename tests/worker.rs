@@ -5,6 +5,8 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use larder::{
@@ -13,8 +15,13 @@ use larder::{
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
+    // Threads that nobody uses end soon, so that those that are left can be counted.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).thread_keep_alive(Duration::from_secs(1)).enable_all().build()?.block_on(run())
+}
+
+async fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let [folder, store, work, ref rest @ ..] = *arguments else {
@@ -30,6 +37,7 @@ async fn main() -> Result<()> {
         ("query", []) => query(&repository).await?,
         ("write", [seconds]) => write(&repository, Duration::from_secs(seconds.parse()?)).await?,
         ("hold", [id]) => hold(&repository, id).await?,
+        ("endure", [calls]) => endure(&host, &repository, calls.parse()?).await?,
         _ => return Err(format!("unknown work: {work} {rest:?}").into()),
     }
     match host.close().await.into_iter().next() {
@@ -151,4 +159,73 @@ async fn hold(repository: &Repository, id: &str) -> Result<()> {
     transaction.save("templates", template(id, r#","held":true"#).as_bytes(), Expectation::Any).await?;
     tell("holds");
     std::future::pending().await
+}
+
+/// Of so many calls, by 16 tasks at two stores of shipped strategies and at one that misbehaves, one in a hundred traps or
+/// overruns its time. Tells what the process holds after a tenth of them and at the end.
+async fn endure(host: &Host, hostile: &Repository, calls: u64) -> Result<()> {
+    const TASKS: u64 = 16;
+    let stores = Arc::new([host.open(Some("json")).await?, host.open(Some("sqlite")).await?]);
+    let faults = Arc::new(AtomicU64::new(0));
+    let mut from = 0;
+    for (name, until) in [("before", calls / 10), ("after", calls)] {
+        let mut tasks = Vec::new();
+        for task in 0..TASKS {
+            let (stores, hostile, faults) = (stores.clone(), hostile.clone(), faults.clone());
+            tasks.push(tokio::spawn(async move {
+                for n in (from..until).filter(|n| n % TASKS == task) {
+                    if call(&stores, &hostile, n).await? {
+                        faults.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok::<_, larder::Error>(())
+            }));
+        }
+        for task in tasks {
+            task.await??;
+        }
+        from = until;
+        // Files, connections and threads that nobody uses are kept for a second or two.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let mut connections = 0;
+        for store in &stores[1..] {
+            connections += store.check().await?["connections"]["open"].as_u64().ok_or("a database counts them")?;
+        }
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let figure = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("the system tells it")?;
+            Ok(line.split_whitespace().next().ok_or("a figure")?.parse()?)
+        };
+        let files = std::fs::read_dir("/proc/self/fd")?.count();
+        tell(&format!("{name} {} {files} {} {connections}", figure("VmRSS:")?, figure("Threads:")?));
+    }
+    tell(&format!("faults {}", faults.load(Ordering::Relaxed)));
+    tell(&format!("calls {calls}"));
+    Ok(())
+}
+
+/// One of them. Says whether the plugin failed, which it has to where it is told to, and nowhere else.
+async fn call(stores: &[Repository; 2], hostile: &Repository, n: u64) -> larder::Result<bool> {
+    let deed = match n % 20_000 {
+        50 => "sleep-long",
+        _ if n % 200 == 99 => "spin",
+        _ if n % 200 == 199 => "panic",
+        _ if n.is_multiple_of(4) => "answer",
+        _ => {
+            let (store, id) = (&stores[n as usize % 2], format!("t{}", n / 2 % 500));
+            match n % 40 {
+                1..=2 => drop(store.save("templates", template(&id, "").as_bytes(), Expectation::Any).await?),
+                _ => drop(store.get_one("templates", &id).await?),
+            }
+            return Ok(false);
+        }
+    };
+    match (hostile.get_one("templates", deed).await, deed) {
+        (Ok(_), "answer") => Ok(false),
+        (Err(error), "spin" | "sleep-long") if error.is(ErrorKind::Timeout) => Ok(true),
+        (Err(error), "panic") if error.kind == larder::error::Kind::Trap => Ok(true),
+        // On a busy machine an answer may come late.
+        (Err(error), "answer") if error.is(ErrorKind::Timeout) => Ok(true),
+        (ended, _) => panic!("{deed}: {ended:?}"),
+    }
 }

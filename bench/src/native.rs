@@ -18,7 +18,7 @@ thread_local! {
 /// Opens a store of the configuration natively. The database that it was lent is to be closed at the end.
 pub(crate) fn open<S: Strategy>(config: &Config, store: &str) -> anyhow::Result<(S, Option<Database>)> {
     let store = config.store(Some(store))?;
-    let (directory, database) = bare::lend(config, &store);
+    let (directory, database) = bare::lend(config, &store)?;
     DIRECTORY.set(directory);
     DATABASE.set(database.clone());
     let section = serde_json::Value::Object(store.section).to_string();

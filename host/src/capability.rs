@@ -6,7 +6,10 @@
 
 // Public inside a private module: the generated bindings name their handles.
 pub mod dynamodb;
+pub mod faults;
 pub mod files;
+pub(crate) mod http;
+pub(crate) mod network;
 pub mod sql;
 
 use std::path::PathBuf;
@@ -16,14 +19,17 @@ use larder_model::{Collection, Error as ContractError, ErrorKind};
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTableError};
 
-use crate::config::{Grants, SqlGrant, Store, TlsMode};
+use crate::config::{Grants, HostName, SqlGrant, Store, TlsMode};
 use crate::error::{Error, Result};
 use crate::plugin::bindings::{StrategyPre, error_into, isolation_from_option, types};
 use crate::plugin::bindings::{dynamodb as wit_dynamodb, files as wit_files, sql as wit_sql};
-use crate::plugin::instance::{State, one_line};
+use crate::plugin::instance::State;
 use crate::plugin::{Capability, Plugin};
+use crate::text::one_line;
 use dynamodb::{Attribute, Tables};
 use files::{Directory, FileStat, Lock, LockMode, Replacement};
+use http::Origins;
+use network::{Hosts, Refusal};
 use sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
 
 /// What one store borrows. Clones are the same loan.
@@ -32,19 +38,26 @@ pub(crate) struct Lent {
     pub(crate) files: Option<Directory>,
     pub(crate) sql: Option<Database>,
     pub(crate) dynamodb: Option<Tables>,
+    pub(crate) tcp: Option<Hosts>,
+    pub(crate) http: Option<Origins>,
     /// Where that is, for a person.
     places: Vec<PathBuf>,
     /// The same of a server.
     server: Option<String>,
     /// The same of tables.
     tables: Option<String>,
+    /// The same of a network.
+    hosts: Option<String>,
 }
 
 impl Lent {
     /// Makes the capabilities that the grants describe. Nothing is opened before it is used.
     ///
     /// A statement is given up before the call that sent it is, so that whoever called learns why.
-    pub(crate) fn new(grants: &Grants, collections: &[Collection], call_timeout: Duration) -> Lent {
+    ///
+    /// # Errors
+    /// Where requests are to be encrypted, and the system knows no authority that signs certificates.
+    pub(crate) fn new(grants: &Grants, collections: &[Collection], call_timeout: Duration) -> Result<Lent> {
         let timeout = call_timeout * 4 / 5;
         let file = match &grants.sql {
             Some(SqlGrant::Sqlite { path, .. }) => Some(path.clone()),
@@ -54,7 +67,12 @@ impl Lent {
             Some(SqlGrant::Postgresql(server)) => Some(server.to_string()),
             _ => None,
         };
-        Lent {
+        let http = grants.http.as_ref().map(|grant| Origins::new(grant, timeout)).transpose().map_err(|error| {
+            Error::config("no certificate authorities of the system can be read")
+                .caused_by(error)
+                .hint("install them (`ca-certificates`), or name a file of them in SSL_CERT_FILE")
+        })?;
+        Ok(Lent {
             places: grants.files.iter().map(|grant| grant.directory.clone()).chain(file).collect(),
             files: grants.files.as_ref().map(|grant| Directory::new(&grant.directory)),
             sql: grants.sql.as_ref().map(|grant| database(grant, timeout)),
@@ -62,9 +80,40 @@ impl Lent {
                 let names = collections.iter().map(|collection| collection.name.clone());
                 Tables::new(grant.clone(), names.collect(), timeout)
             }),
+            tcp: grants.tcp.as_ref().map(|grant| Hosts::new(grant.endpoints.clone(), grant.private)),
+            http,
             server,
             tables: grants.dynamodb.as_ref().map(ToString::to_string),
+            hosts: (grants.tcp.is_some() || grants.http.is_some()).then(|| {
+                let hosts = grants.places().filter(|(it, _)| matches!(it, Capability::Tcp | Capability::Http));
+                hosts.map(|(_, place)| place).collect::<Vec<_>>().join(", ")
+            }),
+        })
+    }
+
+    /// Resolves every name that was granted, so that what cannot be meant is told before a plugin meets it. A name that
+    /// nobody knows at the moment may be known later.
+    pub(crate) async fn check_names(&self, store: &Store) -> Result<()> {
+        let http = self.http.as_ref().map(Origins::hosts);
+        let grants = [(Capability::Tcp, self.tcp.as_ref()), (Capability::Http, http)];
+        let names = grants.into_iter().filter_map(|(capability, hosts)| Some((capability, hosts?)));
+        let lookups = names.flat_map(|(capability, hosts)| {
+            let look_up = move |name: HostName| async move { (capability, hosts.resolve(&name).await, name) };
+            hosts.names().into_iter().map(look_up)
+        });
+        for (capability, found, name) in futures_util::future::join_all(lookups).await {
+            if let Err(Refusal::Prohibited(address)) = found {
+                let grant = format!("{}.grants.{}", store.location, capability.name());
+                return Err(Error::config(format!(
+                    "`{grant}`: the name {name} leads to {address}, and a name may lead to public addresses alone"
+                ))
+                .hint(format!(
+                    "if that is meant, name the address itself, or set `{grant}.private` for addresses of this machine and \
+                     of private networks"
+                )));
+            }
         }
+        Ok(())
     }
 
     /// What a person can do about a plugin's error that comes from what was lent: the plugin knows no path to tell of.
@@ -91,6 +140,13 @@ impl Lent {
                 return Some(format!("the store is the tables {tables}: raise their capacities, or let them scale"));
             }
             _ => {}
+        }
+        if let (Some(hosts), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Denied) =
+            (&self.hosts, error.kind)
+        {
+            return Some(format!(
+                "the store may reach {hosts} and nothing else: see that this is what it needs, and answers"
+            ));
         }
         let is_full = error.kind == ErrorKind::LimitExceeded && error.message.contains("disk");
         let place = self.places.first().filter(|_| is_full)?;
@@ -142,13 +198,15 @@ fn database(grant: &SqlGrant, timeout_max: Duration) -> Database {
     }
 }
 
-/// Links a plugin with what its store was granted.
-pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<StrategyPre<State>> {
+/// Links a plugin with what its store was granted, where `faulty` with what can go wrong.
+pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store, faulty: bool) -> Result<StrategyPre<State>> {
     for wanted in &plugin.wants {
         let granted = match wanted {
             Capability::Files => store.grants.files.is_some(),
             Capability::Sql => store.grants.sql.is_some(),
             Capability::Dynamodb => store.grants.dynamodb.is_some(),
+            Capability::Tcp => store.grants.tcp.is_some(),
+            Capability::Http => store.grants.http.is_some(),
         };
         if !granted {
             return Err(Error::refused(format!(
@@ -160,8 +218,9 @@ pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<St
             .hint(format!("if you trust it, add {} to `{}`", wanted.grant_example(), store.location)));
         }
     }
-    let linked = link_interfaces(engine, &plugin.wants)
-        .and_then(|linker| StrategyPre::new(linker.instantiate_pre(&plugin.component)?));
+    let linker = if faulty { faults::link_interfaces } else { link_interfaces };
+    let linked =
+        linker(engine, &plugin.wants).and_then(|linker| StrategyPre::new(linker.instantiate_pre(&plugin.component)?));
     linked.map_err(|error| {
         Error::refused(format!("plugin `{}` does not link", plugin.name))
             .caused_by(one_line(&error.root_cause().to_string()))
@@ -169,10 +228,12 @@ pub(crate) fn link(engine: &Engine, plugin: &Plugin, store: &Store) -> Result<St
     })
 }
 
-/// WASI, which holds no directory, address, argument or variable, and the interfaces of these capabilities.
+/// WASI, which holds no directory, argument or variable, and the interfaces of these capabilities. Sockets are always
+/// there, because standard libraries import them whether they are used or not; where no host was granted, each use is denied.
 pub(crate) fn link_interfaces(engine: &Engine, capabilities: &[Capability]) -> wasmtime::Result<Linker<State>> {
     let mut linker: Linker<State> = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    network::add_name_lookup(&mut linker)?;
     for capability in capabilities {
         match capability {
             Capability::Files => wit_files::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?,
@@ -180,6 +241,8 @@ pub(crate) fn link_interfaces(engine: &Engine, capabilities: &[Capability]) -> w
             Capability::Dynamodb => {
                 wit_dynamodb::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
             }
+            Capability::Tcp => {}
+            Capability::Http => wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?,
         }
     }
     Ok(linker)
@@ -203,16 +266,19 @@ fn keep<T, U: 'static>(kept: Result<T, ResourceTableError>) -> larder_model::Res
 impl types::Host for State {}
 
 impl State {
-    /// There is one wherever the interface is linked, because both follow from the same grant.
-    fn directory(&self) -> wasmtime::Result<&Directory> {
+    /// There is one wherever the interface is linked, because both follow from the same grant. Whoever asks uses it once.
+    fn directory(&mut self) -> wasmtime::Result<&Directory> {
+        self.count_host_call()?;
         self.files.as_ref().ok_or_else(|| wasmtime::Error::msg("no directory was granted"))
     }
 
-    fn database(&self) -> wasmtime::Result<Database> {
+    fn database(&mut self) -> wasmtime::Result<Database> {
+        self.count_host_call()?;
         self.sql.clone().ok_or_else(|| wasmtime::Error::msg("no database was granted"))
     }
 
-    fn tables(&self) -> wasmtime::Result<&Tables> {
+    fn tables(&mut self) -> wasmtime::Result<&Tables> {
+        self.count_host_call()?;
         self.dynamodb.as_ref().ok_or_else(|| wasmtime::Error::msg("no tables were granted"))
     }
 }
@@ -283,6 +349,7 @@ impl wit_files::HostReplacement for State {
     }
 
     async fn write(&mut self, replacement: Resource<Replacement>, data: Vec<u8>) -> Answer<()> {
+        self.count_host_call()?;
         answer(self.table.get_mut(&replacement)?.write(data).await)
     }
 
@@ -292,6 +359,7 @@ impl wit_files::HostReplacement for State {
         keep_old_as: Option<String>,
         durable: bool,
     ) -> Answer<wit_files::FileStat> {
+        self.count_host_call()?;
         let replacement = self.table.delete(replacement)?;
         answer(replacement.commit(keep_old_as.as_deref(), durable).await.map(file_stat_into))
     }
@@ -363,6 +431,7 @@ impl wit_sql::Host for State {
     }
 
     async fn query(&mut self, statement: wit_sql::Statement, max_bytes: u32) -> Answer<wit_sql::Rows> {
+        let max_bytes = max_bytes.min(self.call_bytes_max());
         let params = params_from(statement.params);
         answer(self.database()?.query(&statement.text, params, max_bytes).await.map(rows_into))
     }
@@ -389,6 +458,8 @@ impl wit_sql::HostTransaction for State {
         statement: wit_sql::Statement,
         max_bytes: u32,
     ) -> Answer<wit_sql::Rows> {
+        self.count_host_call()?;
+        let max_bytes = max_bytes.min(self.call_bytes_max());
         let params = params_from(statement.params);
         answer(self.table.get_mut(&transaction)?.query(&statement.text, params, max_bytes).await.map(rows_into))
     }
@@ -399,6 +470,8 @@ impl wit_sql::HostTransaction for State {
         statement: wit_sql::Statement,
         max_bytes: u32,
     ) -> Answer<wit_sql::Rows> {
+        self.count_host_call()?;
+        let max_bytes = max_bytes.min(self.call_bytes_max());
         let params = params_from(statement.params);
         answer(self.table.get_mut(&transaction)?.attempt(&statement.text, params, max_bytes).await.map(rows_into))
     }
@@ -410,14 +483,17 @@ impl wit_sql::HostTransaction for State {
         columns: Vec<String>,
         data: Vec<u8>,
     ) -> Answer<u64> {
+        self.count_host_call()?;
         answer(self.table.get_mut(&transaction)?.copy_in(&table, &columns, data).await)
     }
 
     async fn commit(&mut self, transaction: Resource<Transaction>) -> Answer<()> {
+        self.count_host_call()?;
         answer(self.table.delete(transaction)?.commit().await)
     }
 
     async fn rollback(&mut self, transaction: Resource<Transaction>) -> Answer<()> {
+        self.count_host_call()?;
         answer(self.table.delete(transaction)?.rollback().await)
     }
 
@@ -616,5 +692,38 @@ impl wit_dynamodb::Host for State {
         };
         let segments = segments.into_iter().map(|it| (it.number, it.start.map(item_from))).collect();
         answer(self.tables()?.scan(scan, segments).await.map(|pages| pages.into_iter().map(item_page_into).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::config::{Config, Endpoint};
+
+    #[tokio::test]
+    async fn a_granted_name_that_leads_where_names_may_not_is_told_when_the_store_is_opened() {
+        let text = r#"{"storage": {"strategy": "kv", "grants": {"tcp": {"allow": ["cache.example.org:6379"]}}}}"#;
+        let store = Config::from_text(text, std::path::Path::new(".")).unwrap().store(None).unwrap();
+        let cache = Endpoint { host: HostName::Name("cache.example.org".into()), port: 6379 };
+        let lent =
+            |look_up| Lent { tcp: Some(Hosts::with_lookup(vec![cache.clone()], false, look_up)), ..Lent::default() };
+        let inside = lent(|_| Box::pin(async { Ok(vec![IpAddr::from([10, 0, 0, 7])]) }));
+        let error = inside.check_names(&store).await.unwrap_err();
+        assert_eq!(error.kind, crate::error::Kind::Config);
+        assert!(
+            error.message.contains("`storage.grants.tcp`: the name cache.example.org leads to 10.0.0.7"),
+            "{error:?}"
+        );
+        assert!(error.hint.unwrap().contains("`storage.grants.tcp.private`"));
+        let public = lent(|_| Box::pin(async { Ok(vec![IpAddr::from([8, 8, 8, 8])]) }));
+        public.check_names(&store).await.unwrap();
+        assert!(public.tcp.unwrap().allow_connection(([8, 8, 8, 8], 6379).into()), "what was resolved is known");
+        let grants = Lent::new(&store.grants, &[], Duration::from_secs(1)).unwrap();
+        let advice = grants.advice(&ContractError::new(ErrorKind::Unavailable, "no answer")).unwrap();
+        assert!(advice.starts_with("the store may reach cache.example.org:6379 and nothing else"), "{advice}");
+        // Who cannot be asked now may answer later.
+        lent(|_| Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) })).check_names(&store).await.unwrap();
     }
 }

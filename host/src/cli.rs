@@ -439,11 +439,23 @@ pub enum StoresCommand {
 pub enum PluginsCommand {
     /// Print the plugins in the plugins directory.
     List,
-    /// Print what a component wants and can do, and the configuration that would grant it.
+    /// Print what a component is made of, what it wants, and the store that would grant it. The file is read and nothing of
+    /// it runs, so it may be a stranger's. Ends with an error where the component would not be loaded.
     Inspect {
         /// The component.
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
+        /// Also run it, to ask for its version, its features and the keys of its section: compiled, in a sandbox that lends
+        /// it nothing, for five seconds at most.
+        #[arg(long)]
+        describe: bool,
+    },
+    /// Pin the plugins that are in the plugins directory now, in `plugins.lock` beside the configuration. From then on no
+    /// other one is loaded.
+    Pin {
+        /// Only say whether the plugins are those that are pinned.
+        #[arg(long)]
+        check: bool,
     },
     /// Hold a component against the contract: every promise, on warm and on fresh instances.
     Test(PluginsTestArgs),
@@ -460,12 +472,22 @@ pub struct PluginsTestArgs {
     /// and is emptied after each case [default: what the component wants, in the scratch folder].
     #[arg(long, value_name = "JSON|FILE")]
     pub store_config: Option<String>,
-    /// Run only the cases with this in their names (repeatable).
+    /// Run only the cases with this in their names, with --faults the operations (repeatable).
     #[arg(long, value_name = "NAME")]
     pub case: Vec<String>,
-    /// Print the names of the cases, and run none.
+    /// Print the names of the cases, with --faults of the operations, and run none.
     #[arg(long)]
     pub list: bool,
+    /// Let every call of the plugin to the host go wrong, one at a time and in every way, and look at what becomes of the
+    /// store.
+    #[arg(long)]
+    pub faults: bool,
+    /// With --faults: try one of so many faults only.
+    #[arg(long, value_name = "N", requires = "faults", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub every: u32,
+    /// Be the host that is killed: a task of --faults, read from standard input.
+    #[arg(long, hide = true)]
+    pub until_killed: bool,
 }
 
 /// Commands about the configuration.

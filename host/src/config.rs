@@ -15,9 +15,11 @@ use larder_model::Collection;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::plugin::Capability;
 
 mod collections;
 mod environment;
+pub(crate) mod network;
 mod resolve;
 mod schema;
 mod show;
@@ -26,6 +28,7 @@ mod tests;
 pub(crate) mod trial;
 mod written;
 
+pub use network::{Endpoint, HostName, HttpGrant, Origin, TcpGrant};
 pub use schema::{check_section, schema};
 
 /// The file that is read where neither a flag nor the environment names one.
@@ -82,6 +85,10 @@ pub struct Grants {
     pub sql: Option<SqlGrant>,
     /// Tables in DynamoDB.
     pub dynamodb: Option<DynamodbGrant>,
+    /// Hosts to connect to.
+    pub tcp: Option<TcpGrant>,
+    /// Origins to send requests to.
+    pub http: Option<HttpGrant>,
 }
 
 /// A directory with all that is in it.
@@ -244,15 +251,43 @@ pub struct PluginSettings {
     /// Absolute; where the configuration names none, [`Config::plugins_directory`] says where plugins are.
     pub directory: Option<PathBuf>,
     /// Memory of one instance.
-    pub memory_bytes_max: u64,
+    pub memory_bytes_max: usize,
+    /// Memory of all instances of a host together.
+    pub memory_total_bytes_max: usize,
     /// Size of a component's file.
     pub component_bytes_max: u64,
-    /// For one call, capabilities included.
+    /// Functions of a component.
+    pub functions_max: u64,
+    /// From a call's start to its end, waiting for locks and capabilities included.
     pub call_timeout: Duration,
+    /// Of a call, the time that the plugin itself computes.
+    pub cpu_timeout: Duration,
     /// From `begin` to the end of a transaction.
     pub transaction_timeout: Duration,
     /// Entities the host reads to answer one query that no index answers.
     pub scanned_entities_max: u64,
+    /// Pages of one query, or of one segment of a scan.
+    pub pages_max: u64,
+    /// Entities, ids or writes in one call or its reply.
+    pub call_entities_max: usize,
+    /// What crosses in one call, in either direction, and with one use of a capability.
+    pub call_bytes_max: usize,
+    /// Uses of capabilities in one call.
+    pub host_calls_max: u64,
+    /// Locks, files being replaced and transactions that an instance holds at once.
+    pub handles_max: usize,
+    /// Elements in all tables of an instance.
+    pub table_elements_max: usize,
+    /// Core instances of a component, and as many memories and as many tables.
+    pub core_instances_max: usize,
+    /// What is kept of that which a plugin prints.
+    pub log_bytes_max: usize,
+    /// Instances of one store that run side by side.
+    pub store_instances_max: usize,
+    /// Traps after which a store's plugin is not called any more; 0 for never.
+    pub traps_max: u32,
+    /// In which they come.
+    pub traps_window: Duration,
 }
 
 impl Config {
@@ -328,6 +363,11 @@ impl Config {
     /// Where migrations keep their state: `.larder` beside the configuration.
     pub fn state_directory(&self) -> PathBuf {
         resolve::state_directory(&self.base_dir)
+    }
+
+    /// Where the plugins that may be loaded are pinned: `plugins.lock` beside the configuration.
+    pub fn plugins_lock(&self) -> PathBuf {
+        resolve::plugins_lock(&self.base_dir)
     }
 
     /// Where plugins are: `flag`, else what `LARDER_PLUGINS` names, else `plugins.directory`, else the folder `plugins`
@@ -416,32 +456,49 @@ impl Store {
 
     /// What place it is and how that is read, for a person to compare with another: no secrets.
     pub fn identity(&self) -> String {
+        let places: Vec<String> = self.grants.places().map(|(_, place)| place).collect();
+        format!("{} in {} with {}", self.strategy, places.join(", "), show::without_secrets(&self.section))
+    }
+
+    /// Whether both are one place: what is written to the one is then in the other. A table is the same whatever a section
+    /// says of it; documents of two layouts may share a directory, and two stores may share a server.
+    pub fn is_same_place(&self, other: &Store) -> bool {
+        let has_database = |grants: &Grants| grants.sql.is_some() || grants.dynamodb.is_some();
+        let shares_database = has_database(&self.grants) && self.grants.overlap(&other.grants);
+        let shares_files =
+            self.grants.files.as_ref().map(FilesGrant::settled) == other.grants.files.as_ref().map(FilesGrant::settled);
+        let shares_rest = self.section == other.section
+            && !has_database(&self.grants)
+            && !has_database(&other.grants)
+            && match self.grants.endpoints().next() {
+                Some(_) => self.grants.shares_endpoint(&other.grants),
+                None => shares_files && other.grants.endpoints().next().is_none(),
+            };
+        self.strategy == other.strategy && (shares_database || shares_rest)
+    }
+}
+
+impl Grants {
+    /// Where it leads, for a person: each capability that is lent, with a place.
+    pub fn places(&self) -> impl Iterator<Item = (Capability, String)> {
         // All of them, so that a new one is thought of here.
-        let Grants { files, sql, dynamodb } = &self.grants;
+        let Grants { files, sql, dynamodb, tcp, http } = self;
         let files = files.iter().map(|grant| grant.directory.display().to_string());
         let sql = sql.iter().map(|grant| match grant {
             SqlGrant::Sqlite { path, .. } => path.display().to_string(),
             SqlGrant::Postgresql(server) => server.to_string(),
         });
         let dynamodb = dynamodb.iter().map(DynamodbGrant::to_string);
-        let places: Vec<String> = files.chain(sql).chain(dynamodb).collect();
-        format!("{} in {} with {}", self.strategy, places.join(", "), show::without_secrets(&self.section))
+        let hosts = tcp.iter().flat_map(|grant| &grant.endpoints).map(Endpoint::to_string);
+        let origins = http.iter().flat_map(|grant| &grant.origins).map(Origin::to_string);
+        let files = files.map(|place| (Capability::Files, place));
+        let sql = sql.map(|place| (Capability::Sql, place));
+        let dynamodb = dynamodb.map(|place| (Capability::Dynamodb, place));
+        let hosts = hosts.map(|place| (Capability::Tcp, place));
+        let origins = origins.map(|place| (Capability::Http, place));
+        files.chain(sql).chain(dynamodb).chain(hosts).chain(origins)
     }
 
-    /// Whether both are one place: what is written to the one is then in the other. Documents of two layouts may share a
-    /// directory; a table is the same whatever a section says of it.
-    pub fn is_same_place(&self, other: &Store) -> bool {
-        let has_database = |grants: &Grants| grants.sql.is_some() || grants.dynamodb.is_some();
-        let shares_database = has_database(&self.grants) && self.grants.overlap(&other.grants);
-        let shares_files = self.grants.files.as_ref().map(FilesGrant::settled)
-            == other.grants.files.as_ref().map(FilesGrant::settled)
-            && !has_database(&self.grants)
-            && !has_database(&other.grants);
-        self.strategy == other.strategy && (shares_database || (shares_files && self.section == other.section))
-    }
-}
-
-impl Grants {
     /// Whether something is lent with both.
     pub fn overlap(&self, other: &Grants) -> bool {
         let files = match (&self.files, &other.files) {
@@ -467,7 +524,18 @@ impl Grants {
             }
             _ => false,
         };
-        files || sql || dynamodb
+        files || sql || dynamodb || self.shares_endpoint(other)
+    }
+
+    /// The hosts that are reached by either protocol.
+    fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        let tcp = self.tcp.iter().flat_map(|grant| &grant.endpoints);
+        let http = self.http.iter().flat_map(|grant| &grant.origins).map(|origin| &origin.endpoint);
+        tcp.chain(http)
+    }
+
+    fn shares_endpoint(&self, other: &Grants) -> bool {
+        self.endpoints().any(|one| other.endpoints().any(|other| one == other))
     }
 }
 

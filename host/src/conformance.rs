@@ -6,10 +6,13 @@
 //!
 //! Each case runs twice: on instances that are kept, as a host uses them, and on a fresh instance for each call, so that
 //! nothing may hang on what an instance remembers. What cannot be run is reported as that, and never as passed.
+//!
+//! What becomes of a store where something goes wrong is tried by [`faults`].
 
 mod bulk;
 mod check;
 mod entities;
+pub mod faults;
 mod isolation;
 mod place;
 mod queries;
@@ -30,6 +33,7 @@ use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::plugin::Plugin;
+use crate::plugin::engine::Engine;
 use check::{Checked, Stop};
 use place::Place;
 
@@ -199,6 +203,8 @@ pub struct CaseReport {
 pub struct Subject {
     plugin: Plugin,
     plugins_directory: PathBuf,
+    /// Of all its hosts: what tells them apart is their instances.
+    engine: Engine,
     store: Map<String, Value>,
     /// Cases have no place of their own: the store does not say `${SCRATCH}` or `${CASE}`.
     is_shared: bool,
@@ -216,7 +222,8 @@ impl Subject {
         let parent = plugin.parent().filter(|parent| !parent.as_os_str().is_empty());
         let plugins_directory = parent.unwrap_or(Path::new(".")).to_path_buf();
         let config = Config::from_text(r#"{"storage": {"strategy": "none"}}"#, Path::new("."))?;
-        let plugin = Host::new(config, Some(&plugins_directory))?.inspect(plugin).await?;
+        let host = Host::new(config, Some(&plugins_directory))?;
+        let plugin = host.describe(plugin).await?;
         let store = store.unwrap_or_else(|| config::trial::store(&plugin.name, &plugin.wants));
         if store.contains_key("strategy") {
             return Err(Error::config("the store to test with says which strategy it is of")
@@ -225,14 +232,24 @@ impl Subject {
         let text = Value::Object(store.clone()).to_string();
         let has = |variable: &str| text.contains(&format!("${{{variable}}}"));
         let is_shared =
-            !plugin.wants.is_empty() && !has(config::trial::SCRATCH_VARIABLE) && !has(config::trial::CASE_VARIABLE);
-        Ok(Subject { plugin, plugins_directory, store, is_shared })
+            reaches_out(&plugin, &store) && !has(config::trial::SCRATCH_VARIABLE) && !has(config::trial::CASE_VARIABLE);
+        Ok(Subject { plugin, plugins_directory, engine: host.engine().clone(), store, is_shared })
+    }
+
+    /// Whether all that it keeps is in the memory of an instance.
+    fn is_in_memory(&self) -> bool {
+        !reaches_out(&self.plugin, &self.store)
     }
 
     /// The component.
     pub fn plugin(&self) -> &Plugin {
         &self.plugin
     }
+}
+
+/// Whether a plugin is lent something that it can keep entities in.
+fn reaches_out(plugin: &Plugin, store: &Map<String, Value>) -> bool {
+    !plugin.wants.is_empty() || store.contains_key("grants")
 }
 
 /// The cases whose names contain one of the words, all of them without words.
@@ -284,8 +301,8 @@ async fn run_one(subject: &Subject, case: &'static Case, instances: Instances) -
 }
 
 async fn verdict_of(subject: &Subject, case: &'static Case, instances: Instances) -> Checked {
-    if instances == Instances::Fresh && subject.plugin.wants.is_empty() {
-        return Err(Stop::NotRun("the plugin wants no capability, so all it has is in its memory".into()));
+    if instances == Instances::Fresh && subject.is_in_memory() {
+        return Err(Stop::NotRun("the plugin is lent no capability, so all it has is in its memory".into()));
     }
     let place = Place::new(subject, instances)?;
     // A task of its own: a fault of the suite must not end it.

@@ -15,7 +15,7 @@ pub enum Kind {
     Config,
     /// A plugin that is missing, no component, of another contract, or wants what it was not granted.
     PluginRefused,
-    /// A plugin that trapped, or overran its memory or time: nothing it was doing can be trusted.
+    /// A plugin that trapped or overran its memory, so that nothing it was doing can be trusted, or one that did so too often.
     Trap,
     /// The answer is no: data differs, entities break rules.
     Differs,

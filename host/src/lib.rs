@@ -4,7 +4,7 @@
 //!
 //! 1. [`config`] turns what a person wrote into one valid value. Nothing validates it again.
 //! 2. [`plugin`] compiles a component, reads what it imports, and asks it to describe itself; [`host`] opens stores.
-//! 3. `capability` links what the store was granted, and nothing else: a directory, a database.
+//! 3. `capability` links what the store was granted, and nothing else: a directory, a database, hosts of a network.
 //! 4. [`repository`] is the handle on an open store. It owns the instances, gives each call a deadline, and checks what
 //!    comes back; [`query`] filters and sorts what the strategy left.
 //! 5. [`migration`] moves entities from one repository to another, and proves it. It knows no strategy.
@@ -116,12 +116,14 @@ pub mod cli;
 pub mod command;
 pub mod exit;
 pub mod output;
+mod text;
 
 pub use larder_model as model;
 
 pub use config::Config;
 pub use error::{Error, Result};
 pub use host::Host;
+pub use host::reload::{Reload, Watch};
 pub use model::json::encode;
 pub use model::{Entity, ErrorKind, Existing, Expectation, Isolation, Put, Removal, SortKey, Write};
 pub use query::{Answer, QueryPage, Select};

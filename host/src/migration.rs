@@ -27,9 +27,10 @@ use larder_model::{Collection, Existing};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Kind, Result};
-use crate::plugin::instance::one_line;
 use crate::repository::Repository;
+use crate::text::one_line;
 pub use backup::BackedUp;
+pub(crate) use checkpoint::again as checkpoint_again;
 use checkpoint::{Place, Progress, State};
 pub use digest::Digest;
 use digest::{LeftOut, Sum};

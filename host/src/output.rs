@@ -1,5 +1,5 @@
 //! Everything that is printed. Data goes to standard output, the rest to standard error; commands say what happened and
-//! this module alone decides how it looks.
+//! this module alone decides how it looks. All of it passes `text`, so that nothing in it acts on a terminal.
 
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::Format;
 use crate::error::{Error, Result};
+use crate::text;
 
 /// Writes results in the format that was asked for.
 pub struct Printer {
@@ -39,14 +40,38 @@ impl Printer {
     /// One result: `text` for people, or `value` on a line of its own.
     pub fn result(&mut self, text: impl AsRef<str>, value: &Value) -> Result<()> {
         match self.format {
-            Format::Text => self.put(|out| writeln!(out, "{}", text.as_ref())),
-            Format::Json => self.put(|out| writeln!(out, "{value}")),
+            Format::Text => self.put(|out| writeln!(out, "{}", text::lines(text.as_ref()))),
+            Format::Json => self.value(value),
+        }
+    }
+
+    /// A line that is for people alone.
+    pub fn text(&mut self, text: impl AsRef<str>) -> Result<()> {
+        match self.format {
+            Format::Text => self.put(|out| writeln!(out, "{}", text::lines(text.as_ref()))),
+            Format::Json => Ok(()),
+        }
+    }
+
+    /// A line that is for a program alone.
+    pub fn record(&mut self, value: &Value) -> Result<()> {
+        match self.format {
+            Format::Text => Ok(()),
+            Format::Json => self.value(value),
         }
     }
 
     /// A JSON document: over several lines for people.
     pub fn document(&mut self, value: &Value) -> Result<()> {
-        self.result(format!("{value:#}"), value)
+        match self.format {
+            Format::Text => self.put(|out| writeln!(out, "{}", text::json(&format!("{value:#}")))),
+            Format::Json => self.value(value),
+        }
+    }
+
+    /// A JSON value on a line of its own, whatever the format.
+    pub fn value(&mut self, value: &Value) -> Result<()> {
+        self.put(|out| writeln!(out, "{}", text::json(&value.to_string())))
     }
 
     /// Text that is the result itself, whatever the format: a completion script.
@@ -57,23 +82,22 @@ impl Printer {
     /// An entity with its members in the order in which they are stored: over several lines for people where it is
     /// looked at alone.
     pub fn entity(&mut self, entity: &Entity, alone: bool) -> Result<()> {
-        let fields = larder_model::json::parse_object(&entity.body)?;
-        match self.format {
-            Format::Text if alone => self.put(|out| writeln!(out, "{:#}", Value::Object(fields))),
-            _ => self.put(|out| writeln!(out, "{}", Value::Object(fields))),
-        }
+        let fields = Value::Object(larder_model::json::parse_object(&entity.body)?);
+        if alone { self.document(&fields) } else { self.value(&fields) }
     }
 
     /// Columns for people: each as wide as its widest cell.
     pub fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<()> {
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|cell| text::statement_line(cell)).collect()).collect();
         let mut widths: Vec<usize> = header.iter().map(|cell| cell.len()).collect();
-        for row in rows {
+        for row in &rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
         let header: Vec<String> = header.iter().map(|cell| cell.to_string()).collect();
-        for row in std::iter::once(&header).chain(rows) {
+        for row in std::iter::once(&header).chain(&rows) {
             let line: Vec<String> =
                 row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
             self.put(|out| writeln!(out, "{}", line.join("  ").trim_end()))?;
@@ -94,14 +118,19 @@ pub fn is_watched() -> bool {
 
 /// A line on standard error, beside the data.
 pub fn note(line: impl AsRef<str>) {
-    let _ = writeln!(io::stderr(), "{}", line.as_ref());
+    let _ = writeln!(io::stderr(), "{}", text::lines(line.as_ref()));
+}
+
+/// The same for a program.
+fn note_value(value: &Value) {
+    let _ = writeln!(io::stderr(), "{}", text::json(&value.to_string()));
 }
 
 /// A warning on standard error.
 pub fn warning(format: Format, message: &str) {
     match format {
         Format::Text => note(format!("warning: {message}")),
-        Format::Json => note(json!({ "warning": message }).to_string()),
+        Format::Json => note_value(&json!({ "warning": message })),
     }
 }
 
@@ -109,14 +138,14 @@ pub fn warning(format: Format, message: &str) {
 pub fn next_page(format: Format, cursor: &str) {
     match format {
         Format::Text => note(format!("next: --cursor {cursor}")),
-        Format::Json => note(json!({ "next": cursor }).to_string()),
+        Format::Json => note_value(&json!({ "next": cursor })),
     }
 }
 
 /// An error on standard error, with its causes and its hint.
 pub fn error(format: Format, error: &Error) {
     if format == Format::Json {
-        note(error_value(error).to_string());
+        note_value(&error_value(error));
         return;
     }
     note(format!("error: {}", error.message));

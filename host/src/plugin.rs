@@ -3,26 +3,52 @@
 
 pub(crate) mod bindings;
 pub(crate) mod engine;
+pub mod inspection;
 pub(crate) mod instance;
 pub(crate) mod limits;
+pub(crate) mod look;
+pub mod pins;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use larder_model::Description;
-use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Store};
 
-use crate::capability;
+use crate::capability::{self, Lent};
+use crate::config::PluginSettings;
 use crate::error::{Error, Result};
-use bindings::{PACKAGE, PACKAGE_VERSION, StrategyPre};
+use crate::text::one_line;
+use bindings::{PACKAGE_VERSION, StrategyPre};
+pub use inspection::Inspection;
 use instance::State;
+use limits::Limits;
+use pins::Pins;
 
 /// What `describe` may take: it computes nothing.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(5);
 /// The largest name, version and schema that are taken from a plugin.
 const DESCRIPTION_BYTES_MAX: usize = 1 << 20;
+
+/// What a component may be, before anything of it is compiled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ComponentBounds {
+    component_bytes_max: u64,
+    functions_max: u64,
+    memory_bytes_max: u64,
+}
+
+impl ComponentBounds {
+    pub(crate) fn new(settings: &PluginSettings) -> ComponentBounds {
+        ComponentBounds {
+            component_bytes_max: settings.component_bytes_max,
+            functions_max: settings.functions_max,
+            memory_bytes_max: settings.memory_bytes_max as u64,
+        }
+    }
+}
 
 /// A capability that a component asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,18 +59,25 @@ pub enum Capability {
     Sql,
     /// Tables in DynamoDB.
     Dynamodb,
+    /// TCP connections to named hosts.
+    Tcp,
+    /// HTTP requests to named origins.
+    Http,
 }
 
 impl Capability {
     /// All that this host can lend.
-    pub const ALL: [Capability; 3] = [Capability::Files, Capability::Sql, Capability::Dynamodb];
+    pub const ALL: [Capability; 5] =
+        [Capability::Files, Capability::Sql, Capability::Dynamodb, Capability::Tcp, Capability::Http];
 
-    /// Its name in the contract and in `grants`.
+    /// Its name in `grants`, and in the contract where it is of the contract.
     pub fn name(self) -> &'static str {
         match self {
             Capability::Files => "files",
             Capability::Sql => "sql",
             Capability::Dynamodb => "dynamodb",
+            Capability::Tcp => "tcp",
+            Capability::Http => "http",
         }
     }
 
@@ -54,6 +87,8 @@ impl Capability {
             Capability::Files => r#""grants": {"files": {"directory": "DIRECTORY"}}"#,
             Capability::Sql => r#""grants": {"sql": {"type": "sqlite", "name": "FILE.db"}}"#,
             Capability::Dynamodb => r#""grants": {"dynamodb": {"region": "REGION", "table_prefix": "PREFIX"}}"#,
+            Capability::Tcp => r#""grants": {"tcp": {"allow": ["HOST:PORT"]}}"#,
+            Capability::Http => r#""grants": {"http": {"allow": ["https://HOST"]}}"#,
         }
     }
 }
@@ -71,8 +106,8 @@ pub struct Plugin {
     pub size_bytes: u64,
     /// The capabilities that it imports.
     pub wants: Vec<Capability>,
-    /// The WASI interfaces that it imports.
-    pub wasi: Vec<String>,
+    /// The capabilities that it may use where they were granted.
+    pub may_use: Vec<Capability>,
     /// What it says of itself.
     pub description: Description,
     pub(crate) component: Component,
@@ -102,8 +137,14 @@ pub fn discover(directory: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Loads the strategy `name` from `directory`.
-pub async fn load(engine: &Engine, directory: &Path, name: &str, component_bytes_max: u64) -> Result<Plugin> {
+/// Loads the strategy `name` from `directory`. Where plugins are pinned, it must be the one that is.
+pub(crate) async fn load(
+    engine: &Engine,
+    directory: &Path,
+    name: &str,
+    bounds: &ComponentBounds,
+    pins: Option<&Pins>,
+) -> Result<Plugin> {
     let path = directory.join(format!("{name}.wasm"));
     // The name comes from the configuration, and a file name is all that it may be.
     if name.is_empty() || Path::new(name).components().count() != 1 || name.starts_with('.') || !path.is_file() {
@@ -116,54 +157,60 @@ pub async fn load(engine: &Engine, directory: &Path, name: &str, component_bytes
             },
         ));
     }
-    let plugin = load_file(engine, &path, component_bytes_max).await?;
-    Ok(plugin)
+    load_file(engine, &path, bounds, pins).await
+}
+
+/// Reads the component in the file `path`, and every byte of it, and runs nothing.
+pub(crate) fn inspect(path: &Path, bounds: &ComponentBounds) -> Result<Inspection> {
+    let read = inspection::read(path, bounds)?;
+    inspection::validate(path, &read.bytes)?;
+    Ok(read.inspection)
 }
 
 /// Loads the component in the file `path`, whose stem must be the strategy's name.
-pub async fn load_file(engine: &Engine, path: &Path, component_bytes_max: u64) -> Result<Plugin> {
+pub(crate) async fn load_file(
+    engine: &Engine,
+    path: &Path,
+    bounds: &ComponentBounds,
+    pins: Option<&Pins>,
+) -> Result<Plugin> {
     let refused = |message: String| Error::refused(format!("plugin {}: {message}", path.display()));
-    let name = path
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .ok_or_else(|| refused("its file name is not UTF-8".into()))?
-        .to_owned();
-    let metadata = std::fs::metadata(path).map_err(|error| {
-        refused("cannot be read".into()).caused_by(error).hint("give the component's file, such as plugins/json.wasm")
-    })?;
-    if metadata.len() > component_bytes_max {
-        return Err(refused(format!("is larger than {component_bytes_max} bytes"))
-            .hint("raise `plugins.component_mb_max` if you trust it"));
+    let inspection::Read { inspection, bytes } = inspection::read(path, bounds)?;
+    if let Some(pins) = pins {
+        pins.check(&inspection)?;
     }
-    let bytes = std::fs::read(path).map_err(|error| refused("cannot be read".into()).caused_by(error))?;
-    check_is_component(&bytes).map_err(|(message, hint)| refused(message.into()).hint(hint))?;
+    if let Some(refusal) = inspection.refusal {
+        return Err(refusal);
+    }
     // Never `deserialize`: a precompiled file is native code.
-    let component = Component::from_binary(engine, &bytes).map_err(|error| {
-        refused("is not a valid component".into())
-            .caused_by(instance::one_line(&error.to_string()))
-            .hint("the file may be damaged or only half copied: build or copy it again")
-    })?;
-    let (wants, wasi) = check_interfaces(engine, &component).map_err(|(message, hint)| refused(message).hint(hint))?;
+    let component = Component::from_binary(engine, &bytes).map_err(|error| inspection::invalid(path, error))?;
+    let name = inspection.name;
     let description = describe(engine, &component, &name)
         .await
         .map_err(|error| error.context(refused("cannot be described".into()).message))?;
     if description.strategy != name {
-        return Err(refused(format!("says that it is the strategy `{}`", instance::one_line(&description.strategy)))
-            .hint(format!(
-                "the file's name is the strategy's name: rename it to {}.wasm",
-                instance::one_line(&description.strategy)
-            )));
+        return Err(refused(format!("says that it is the strategy `{}`", one_line(&description.strategy))).hint(
+            format!("the file's name is the strategy's name: rename it to {}.wasm", one_line(&description.strategy)),
+        ));
     }
     Ok(Plugin {
         name,
-        path: path.to_owned(),
-        sha256: hex(&Sha256::digest(&bytes)),
-        size_bytes: bytes.len() as u64,
-        wants,
-        wasi,
+        path: inspection.path,
+        sha256: inspection.sha256,
+        size_bytes: inspection.size_bytes,
+        wants: inspection.wants,
+        may_use: inspection.may_use,
         description,
         component,
     })
+}
+
+/// Looks at bytes that may be anything as at a file of the plugins directory, up to where something of it would run.
+pub(crate) fn examine(engine: &Engine, bytes: Vec<u8>, settings: &PluginSettings) -> Result<()> {
+    let path = Path::new("bytes.wasm");
+    let inspection::Read { inspection, bytes } = inspection::of(path, bytes, &ComponentBounds::new(settings))?;
+    inspection.refusal.map_or(Ok(()), Err)?;
+    Component::from_binary(engine, &bytes).map(drop).map_err(|error| inspection::invalid(path, error))
 }
 
 /// Lower-case hexadecimal.
@@ -187,80 +234,19 @@ impl std::fmt::Display for OtherContract {
 
 impl std::error::Error for OtherContract {}
 
-type Refusal<M> = (M, &'static str);
-
-/// A component and a core module begin alike and differ in the layer, the second half of the version word.
-fn check_is_component(bytes: &[u8]) -> Result<(), Refusal<&'static str>> {
-    match bytes {
-        [0, b'a', b's', b'm', _, _, 1, 0, ..] => Ok(()),
-        [0, b'a', b's', b'm', _, _, 0, 0, ..] => Err((
-            "is a core WebAssembly module, not a component",
-            "build it for the target wasm32-wasip2, or make a component of it with `wasm-tools component new`",
-        )),
-        _ => Err(("is not WebAssembly", "only components (.wasm, binary format) belong in the plugins directory")),
-    }
-}
-
-/// The capabilities and the WASI interfaces that the component imports, or why it cannot be used.
-fn check_interfaces(engine: &Engine, component: &Component) -> Result<(Vec<Capability>, Vec<String>), Refusal<String>> {
-    let ty = component.component_type();
-    let repository = format!("{PACKAGE}/repository@{PACKAGE_VERSION}");
-    let mut other_version = None;
-    let mut implements = false;
-    for (name, _) in ty.exports(engine) {
-        implements |= name == repository;
-        if name.starts_with(&format!("{PACKAGE}/repository@")) {
-            other_version = Some(name.to_owned());
-        }
-    }
-    if !implements {
-        return Err(match other_version {
-            Some(name) => (
-                format!("implements {}, and this host speaks {repository}", instance::one_line(&name)),
-                "build it against the contract of this version of larder",
-            ),
-            None => (
-                format!("is a component of another world: it does not export {repository}"),
-                "a strategy exports the repository interface of larder's wit/ folder",
-            ),
-        });
-    }
-    let (mut wants, mut wasi) = (Vec::new(), Vec::new());
-    for (name, _) in ty.imports(engine) {
-        let capability =
-            Capability::ALL.into_iter().find(|it| name == format!("{PACKAGE}/{}@{PACKAGE_VERSION}", it.name()));
-        match capability {
-            Some(capability) => wants.push(capability),
-            // Types alone: nothing can be called.
-            None if name == format!("{PACKAGE}/types@{PACKAGE_VERSION}") => {}
-            None if name.starts_with("wasi:") => wasi.push(name.to_owned()),
-            None => {
-                return Err((
-                    format!("imports {}, which this host does not have", instance::one_line(name)),
-                    "it was built for another host, or for another version of larder",
-                ));
-            }
-        }
-    }
-    wants.sort();
-    Ok((wants, wasi))
-}
-
 /// Every capability is linked and none is lent, so that one that is used before a store is opened traps.
 async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<Description> {
     let pre = capability::link_interfaces(engine, &Capability::ALL)
         .and_then(|linker| StrategyPre::new(linker.instantiate_pre(component)?))
-        .map_err(|error| {
-            Error::refused("its imports do not link").caused_by(instance::one_line(&format!("{error:#}")))
-        })?;
-    let mut store = Store::new(engine, State::new(instance::DESCRIBE_MEMORY_BYTES_MAX, None, None, None));
+        .map_err(|error| Error::refused("its imports do not link").caused_by(one_line(&format!("{error:#}"))))?;
+    let mut store = Store::new(engine, State::new(Limits::DESCRIBING, Arc::default(), &Lent::default()));
     instance::arm(&mut store);
     let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {
         match pre.instantiate_async(&mut store).await {
             Ok(strategy) => Ok(strategy.larder_storage_repository().call_describe(&mut store).await?),
-            Err(error) if error.is::<wasmtime::Trap>() => Err(error),
+            Err(error) if error.is::<wasmtime::Trap>() || store.data().exceeded(&error).is_some() => Err(error),
             // Its functions have other types than this host's, whatever version they claim.
-            Err(error) => Err(wasmtime::Error::from(OtherContract(instance::one_line(&format!("{error:#}"))))),
+            Err(error) => Err(wasmtime::Error::from(OtherContract(one_line(&format!("{error:#}"))))),
         }
     })
     .await;
@@ -271,8 +257,17 @@ async fn describe(engine: &Engine, component: &Component, name: &str) -> Result<
                 .caused_by(error)
                 .hint("build it again from the sources of this version of larder"));
         }
-        Ok(Err(error)) => return Err(instance::trapped(name, "describe", &error, store.data())),
-        Err(_) => return Err(instance::overran(name, "describe", DESCRIBE_DEADLINE)),
+        Ok(Err(error)) => {
+            return Err(match store.data().exceeded(&error) {
+                Some(exceeded) => Error::refused(format!("it {} before it was asked anything", exceeded.what()))
+                    .caused_by(exceeded.why(&Limits::DESCRIBING)),
+                None => instance::trapped(name, "describe", &error, store.data()),
+            });
+        }
+        Err(_) => {
+            let seconds = DESCRIBE_DEADLINE.as_secs();
+            return Err(Error::refused(format!("plugin `{name}` did not end describe within {seconds} s")));
+        }
     };
     if description.strategy.len() + description.version.len() + description.config_schema.len() > DESCRIPTION_BYTES_MAX
     {

@@ -4,15 +4,15 @@
 //! Also what the host adds to a strategy's answer, so that the same question has the same answer everywhere: it applies
 //! what is left of the filter and sorts what is not sorted, in bounded memory.
 
-mod cursor;
+pub(crate) mod cursor;
 
 use larder_model::filter::Filter;
-use larder_model::{Entity, ErrorKind, Page, Query, SortKey};
+use larder_model::{Entity, ErrorKind, Page, Query, SortKey, order};
 use serde_json::{Map, Value};
 
 use self::cursor::{Place, Position};
 use crate::error::{Error, Result};
-use crate::repository::{PAGE_BYTES_MAX, Repository, Transaction};
+use crate::repository::{PAGE_BYTES_MAX, Progress, Repository, Transaction};
 
 /// Asked for at once where there is no smaller limit.
 const PAGE_ENTITIES: u32 = 1000;
@@ -116,6 +116,10 @@ pub struct Answer<'a> {
     select: Select,
     /// The strategy's, behind what was read so far.
     cursor: Option<Vec<u8>>,
+    /// Of the strategy's pages.
+    progress: Progress,
+    /// Of the last entity of the strategy's page before, where it sorts.
+    last: Option<Position>,
     /// Whether somebody will ask where the answer ended.
     is_paged: bool,
     /// Only what sorts behind it is wanted, and the host sorts.
@@ -270,12 +274,32 @@ impl Transaction {
     }
 }
 
+/// Whether a page is sorted as the strategy says it is, behind the last entity of the page before. Gives its own last one.
+fn check_sorted(
+    repository: &Repository,
+    order_by: &[SortKey],
+    last: Option<Position>,
+    rows: &[Row],
+) -> Result<Option<Position>> {
+    let [first, ..] = rows else { return Ok(last) };
+    let position = |row: &Row| Position::of(order_by, &row.entity.id, &row.fields);
+    let is_behind = last.is_none_or(|last| last.compare(order_by, &position(first)).is_lt());
+    let is_sorted = rows
+        .is_sorted_by(|a, b| order::compare(order_by, (&a.entity.id, &a.fields), (&b.entity.id, &b.fields)).is_lt());
+    if !(is_behind && is_sorted) {
+        return Err(repository.misbehaved("says that a page is sorted which is not"));
+    }
+    Ok(rows.last().map(position))
+}
+
 impl<'a> Answer<'a> {
     fn new(source: Source<'a>, collection: &str, select: Select) -> Answer<'a> {
         Answer {
             source,
             collection: collection.into(),
             cursor: None,
+            progress: Progress::default(),
+            last: None,
             is_paged: false,
             after: None,
             place: None,
@@ -376,7 +400,7 @@ impl<'a> Answer<'a> {
             return Err(repository.misbehaved("sorts the first page of a query and not the next"));
         }
         let definition = repository.collection(&self.collection)?;
-        let bound = repository.limits().scanned_entities_max;
+        let bound = repository.settings().scanned_entities_max;
         if (residual.is_some() || !sorted) && self.plan.scanned_entities > bound {
             return Err(Error::contract(
                 ErrorKind::LimitExceeded,
@@ -384,11 +408,20 @@ impl<'a> Answer<'a> {
             )
             .hint("narrow the filter, declare an index for its fields, or raise `plugins.max_scanned_entities`"));
         }
+        self.progress.turn(repository, self.cursor.as_deref())?;
         let mut rows = Vec::with_capacity(page.entities.len());
         for (index, entity) in page.entities.into_iter().enumerate() {
             let (entity, fields) = repository.checked(definition, entity)?;
-            if residual.is_none_or(|filter| filter.matches(&fields)) {
-                rows.push(Row { entity, fields, index });
+            rows.push(Row { entity, fields, index });
+        }
+        if sorted && !query.order_by.is_empty() {
+            self.last = check_sorted(repository, &query.order_by, self.last.take(), &rows)?;
+        }
+        if let Some(filter) = &self.select.filter {
+            let count = rows.len();
+            rows.retain(|row| filter.matches(&row.fields));
+            if residual.is_none() && rows.len() < count {
+                return Err(repository.misbehaved("answers with an entity that the filter does not hold for"));
             }
         }
         Ok(Matches { rows, sorted, began: query.cursor, scanned })
@@ -403,6 +436,7 @@ impl<'a> Answer<'a> {
             let limit = matches.rows[wanted - 1].index as u32 + 1;
             self.plan.scanned_entities -= matches.scanned;
             self.cursor = matches.began;
+            (self.progress, self.last) = (Progress::default(), None);
             matches = self.page(limit).await?;
         }
         matches.rows.truncate(wanted);

@@ -8,7 +8,7 @@
 /// repetition and a closure cannot say so.
 macro_rules! call {
     ($store:expr, $operation:literal, |$guest:ident, $context:ident| $call:expr) => {{
-        let deadline = Instant::now() + $store.limits.call_timeout;
+        let deadline = $store.deadline();
         let (value, lease) = leased!($store, lease(deadline), $operation, |$guest, $context| $call);
         $store.release(lease);
         value
@@ -23,7 +23,7 @@ macro_rules! leased {
             let mut lease = $store.$lease($deadline).await?;
             let ended = {
                 let ($guest, $context) = lease.instance.parts();
-                tokio::time::timeout_at($deadline, $call).await
+                instance::bounded($deadline, $store.settings.cpu_timeout, $call).await
             };
             // Whatever the call made of the lock that was waited for, it needs no reserve any more.
             drop(waited.take());
@@ -38,14 +38,16 @@ macro_rules! leased {
     }};
 }
 
+mod edition;
 mod group_commit;
 mod leaving;
+mod progress;
+mod quarantine;
 mod transaction;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use larder_model::filter::{self, Filter};
 use larder_model::{
@@ -53,43 +55,34 @@ use larder_model::{
     Removal, Retry, Violation, Write, entity,
 };
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::capability::Lent;
+use crate::capability::faults::Faults;
 use crate::capability::files::Directory;
 use crate::capability::sql::Database;
-use crate::config;
-use crate::error::{Error, Result};
+use crate::config::{self, PluginSettings};
+use crate::error::{Error, Kind, Result};
+use crate::plugin::Plugin;
 use crate::plugin::bindings::{self, StrategyPre, types};
-use crate::plugin::instance::{self, Instance, State};
-use crate::plugin::{Plugin, instance::one_line};
+use crate::plugin::instance::{self, Instance, Overrun, State};
+use crate::plugin::limits::{Bounds, Exceeded, Limits, MemoryTotal};
+use crate::text::one_line;
 
-/// Instances of one store that run side by side, where the strategy keeps no state in memory and was lent no database. Each
-/// may hold a page of entities.
-const INSTANCES_MAX: usize = 32;
+/// More entities than this are in no store.
+const COUNT_MAX: u64 = 1 << 48;
 /// Times that a patch is tried again after somebody else changed the entity.
 const REWRITES_MAX: u32 = 16;
 /// Bytes of bodies in one reply: large enough that a crossing costs nothing beside its content.
 pub(crate) const PAGE_BYTES_MAX: u32 = 4 << 20;
 
+use edition::{Edition, Seat, Seats};
 use group_commit::Ticket;
 pub(crate) use leaving::Kept;
 use leaving::Use;
+pub(crate) use progress::Progress;
+use quarantine::Quarantine;
 pub use transaction::Transaction;
-
-/// What a call may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Memory of one instance.
-    pub memory_bytes_max: usize,
-    /// From a call's start to its end, waiting for locks included.
-    pub call_timeout: Duration,
-    /// From `begin` to the end of a transaction.
-    pub transaction_timeout: Duration,
-    /// Entities that the host looks at to answer one query.
-    pub scanned_entities_max: u64,
-}
 
 /// How a plugin is looked at while it works. The default is not at all.
 #[derive(Debug, Clone, Default)]
@@ -100,6 +93,8 @@ pub(crate) struct Scrutiny {
     pub(crate) withheld: Option<&'static str>,
     /// Takes the names of the functions that were called.
     pub(crate) called: Option<Arc<Mutex<BTreeSet<&'static str>>>>,
+    /// Which of the plugin's calls to the host goes wrong.
+    pub(crate) faults: Option<Faults>,
 }
 
 impl Scrutiny {
@@ -201,30 +196,20 @@ pub struct Repository {
 
 struct Store {
     name: String,
-    plugin: Plugin,
-    pre: StrategyPre<State>,
+    /// The plugin's name, whichever version of it is used.
+    strategy: String,
+    edition: RwLock<Arc<Edition>>,
     lent: Lent,
     section: String,
     collections: Vec<Collection>,
-    limits: Limits,
+    settings: PluginSettings,
+    memory_total: Arc<MemoryTotal>,
     scrutiny: Scrutiny,
-    seats: Seats,
+    quarantine: Quarantine,
     /// Writes that stand in the queue for an instance.
     queued_writes: AtomicUsize,
     /// Of what was loaded, where the instance that was given it has to flush it.
     loads: Mutex<Vec<Ticket>>,
-    opened: OnceLock<Opened>,
-}
-
-/// Where instances wait for work.
-enum Seats {
-    /// The strategy keeps state in memory: one instance, one call after the other.
-    One(Arc<tokio::sync::Mutex<Option<Box<Instance>>>>),
-    Many {
-        #[expect(clippy::vec_box, reason = "it leaves as it came, without being copied")]
-        idle: Mutex<Vec<Box<Instance>>>,
-        permits: Arc<Semaphore>,
-    },
 }
 
 /// An instance for the time of a call. Dropped without [`Store::release`], by a trap or because the caller went
@@ -233,11 +218,8 @@ struct Lease {
     /// Boxed: it is some kilobytes, and goes from hand to hand with each call.
     instance: Box<Instance>,
     seat: Seat,
-}
-
-enum Seat {
-    One(OwnedMutexGuard<Option<Box<Instance>>>),
-    Many { _permit: OwnedSemaphorePermit },
+    /// Which the instance is of: a call ends on the one that it began on.
+    edition: Arc<Edition>,
 }
 
 /// What became of a call that ended, with the instance that it was made of.
@@ -261,39 +243,38 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store {
+    /// Of a call that begins now.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.settings.call_timeout
+    }
+
     async fn lease(&self, deadline: Instant) -> Result<Lease> {
-        let (seat, idle) = self.seat(deadline).await?;
+        self.check_quarantine()?;
+        let (edition, seat, idle) = self.seat(deadline).await?;
         let instance = match idle {
             Some(instance) => instance,
-            None => self.open_instance(deadline).await?,
+            None => self.open_instance(&edition, deadline).await?,
         };
-        Ok(Lease { instance, seat })
+        Ok(Lease { instance, seat, edition })
     }
 
     /// A place for a call, and the instance that waits there, if one does.
-    async fn seat(&self, deadline: Instant) -> Result<(Seat, Option<Box<Instance>>)> {
+    async fn seat(&self, deadline: Instant) -> Result<(Arc<Edition>, Seat, Option<Box<Instance>>)> {
         // To wait for an instance is to wait for a connection, where there are as many of the one as of the other.
-        let timeout = self.lent.sql.as_ref().map_or(self.limits.call_timeout, Database::pool_timeout);
-        let timeout = timeout.min(self.limits.call_timeout);
+        let timeout = self.lent.sql.as_ref().map_or(self.settings.call_timeout, Database::pool_timeout);
+        let timeout = timeout.min(self.settings.call_timeout);
         let deadline = deadline.min(Instant::now() + timeout);
         let late = || {
             let message = format!("store `{}` was busy for {} s", self.name, timeout.as_secs_f64());
             Error { retry: Retry::Safe, ..Error::contract(ErrorKind::Timeout, message) }
         };
-        match &self.seats {
-            Seats::One(seat) => {
-                let mut guard =
-                    tokio::time::timeout_at(deadline, seat.clone().lock_owned()).await.map_err(|_| late())?;
-                let instance = guard.take();
-                Ok((Seat::One(guard), instance))
-            }
-            Seats::Many { idle, permits } => {
-                let permit = tokio::time::timeout_at(deadline, permits.clone().acquire_owned())
-                    .await
-                    .map_err(|_| late())?
-                    .map_err(|_| late())?;
-                let instance = locked(idle).pop();
-                Ok((Seat::Many { _permit: permit }, instance))
+        loop {
+            let edition = self.edition();
+            let taken = edition.seats.take(deadline).await.ok_or_else(late)?;
+            // Where another version took over while it stood in the queue, it goes on to that.
+            if Arc::ptr_eq(&edition, &self.edition()) {
+                let (seat, instance) = edition.seats.sit(taken);
+                return Ok((edition, seat, instance));
             }
         }
     }
@@ -302,7 +283,7 @@ impl Store {
         if self.scrutiny.fresh_instances && !lease.instance.is_unsynced {
             return;
         }
-        match (lease.seat, &self.seats) {
+        match (lease.seat, &lease.edition.seats) {
             (Seat::One(mut guard), _) => *guard = Some(lease.instance),
             (Seat::Many { _permit }, Seats::Many { idle, .. }) => {
                 locked(idle).push(lease.instance);
@@ -311,25 +292,30 @@ impl Store {
         }
     }
 
-    async fn open_instance(&self, deadline: Instant) -> Result<Box<Instance>> {
-        let plugin = &self.plugin.name;
+    async fn open_instance(&self, edition: &Edition, deadline: Instant) -> Result<Box<Instance>> {
+        let plugin = &self.strategy;
         let told = |collection: &&Collection| self.scrutiny.withheld != Some(collection.name.as_str());
         let collections: Vec<_> = self.collections.iter().filter(told).map(bindings::collection_into).collect();
         let mut reserve = None;
         loop {
-            let files = self.lent.files.as_ref().map(Directory::for_instance);
-            let (sql, dynamodb) = (self.lent.sql.clone(), self.lent.dynamodb.clone());
-            let state = State::new(self.limits.memory_bytes_max, files, sql, dynamodb);
-            let mut instance = Box::new(Instance::new(&self.pre, plugin, state, self.limits.call_timeout).await?);
+            let mut state = State::new(Limits::from(&self.settings), self.memory_total.clone(), &self.lent);
+            state.faults = self.scrutiny.faults.clone();
+            let made = Instance::new(&edition.pre, plugin, state, deadline, &self.settings).await;
+            let mut instance = Box::new(made.inspect_err(|error| {
+                if error.kind == Kind::Trap {
+                    self.note_trap(error);
+                }
+            })?);
             let ended = {
                 let (guest, store) = instance.parts();
-                tokio::time::timeout_at(deadline, guest.call_open(store, &self.section, &collections)).await
+                let call = guest.call_open(store, &self.section, &collections);
+                instance::bounded(deadline, self.settings.cpu_timeout, call).await
             };
             drop(reserve.take());
             match ended {
                 Ok(Ok(Ok(opened))) => {
                     self.scrutiny.note("open");
-                    let _ = self.opened.set(Opened {
+                    let _ = edition.opened.set(Opened {
                         enforces_references: opened.enforces_references,
                         enforces_fields: opened.enforces_fields,
                         has_rules: opened.has_rules,
@@ -346,8 +332,8 @@ impl Store {
                     let error: Error = clean(error).into();
                     return Err(error.context(format!("cannot open store `{}`", self.name)));
                 }
-                Ok(Err(error)) => return Err(instance::trapped(plugin, "open", &error, instance.store.data())),
-                Err(_) => return Err(instance::overran(plugin, "open", self.limits.call_timeout)),
+                Ok(Err(error)) => return Err(self.trapped("open", &error, instance.store.data())),
+                Err(overrun) => return Err(self.overran("open", overrun)),
             }
         }
     }
@@ -368,9 +354,12 @@ impl Store {
         &self,
         mut lease: Lease,
         operation: &'static str,
-        ended: Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>,
+        ended: Result<wasmtime::Result<Result<T, types::Error>>, Overrun>,
     ) -> Result<Settled<T>> {
         self.scrutiny.note(operation);
+        if let Ok(Ok(_)) = ended {
+            self.note_answer();
+        }
         match ended {
             Ok(Ok(Ok(value))) => {
                 lease.instance.is_unsynced = self.leaves_unsynced(operation, lease.instance.is_unsynced);
@@ -381,9 +370,49 @@ impl Store {
                 self.release(lease);
                 Err(self.advised(clean(error)))
             }
-            Ok(Err(error)) => Err(instance::trapped(&self.plugin.name, operation, &error, lease.instance.store.data())),
-            Err(_) => Err(instance::overran(&self.plugin.name, operation, self.limits.call_timeout)),
+            Ok(Err(error)) => Err(self.trapped(operation, &error, lease.instance.store.data())),
+            Err(overrun) => Err(self.overran(operation, overrun)),
         }
+    }
+
+    /// The error of a call that trapped.
+    fn trapped(&self, operation: &str, trap: &wasmtime::Error, state: &State) -> Error {
+        let error = instance::trapped(&self.strategy, operation, trap, state);
+        // Where its neighbours have the memory, it is not the plugin's fault.
+        if !matches!(state.exceeded(trap), Some(Exceeded::MemoryTotal(_))) {
+            self.note_trap(&error);
+        }
+        error
+    }
+
+    /// The error of a call that was given up.
+    fn overran(&self, operation: &str, overrun: Overrun) -> Error {
+        let error = instance::overran(&self.strategy, operation, overrun, &self.settings);
+        // Where a call only took its time, it may have waited for its storage.
+        if overrun == Overrun::Cpu {
+            self.note_trap(&error);
+        }
+        error
+    }
+
+    /// An error where a call carries more than it may.
+    fn check_request(&self, operation: &str, entities: usize, bytes: usize) -> Result<()> {
+        if bytes > self.settings.call_bytes_max {
+            return Err(instance::too_large(&self.strategy, operation, &Limits::from(&self.settings)));
+        }
+        self.check_count(operation, entities)
+    }
+
+    /// An error where more entities, ids or writes cross at once than may.
+    fn check_count(&self, what: &str, count: usize) -> Result<()> {
+        let count_max = self.settings.call_entities_max;
+        if count <= count_max {
+            return Ok(());
+        }
+        let message =
+            format!("{what} of {count} with plugin `{}`, and at most {count_max} cross at once", self.strategy);
+        Err(Error::contract(ErrorKind::LimitExceeded, message)
+            .hint("make several calls of it, or raise `plugins.call_entities_max`"))
     }
 
     /// Whether an instance holds writes that a `flush` has still to make durable.
@@ -398,8 +427,9 @@ impl Store {
 
     /// Whether a write is durable only after a `flush`.
     fn defers_sync(&self) -> bool {
-        let needs_no_flush = self.opened.get().is_some_and(|opened| opened.needs_no_flush);
-        self.plugin.description.features.deferred_sync && !needs_no_flush
+        let edition = self.edition();
+        let needs_no_flush = edition.opened.get().is_some_and(|opened| opened.needs_no_flush);
+        edition.plugin.description.features.deferred_sync && !needs_no_flush
     }
 
     /// An error of the strategy's, with what a person can do about it.
@@ -417,7 +447,7 @@ impl Store {
 
     /// The error of a reply that cannot be true.
     fn misbehaved(&self, what: impl std::fmt::Display) -> Error {
-        Error::contract(ErrorKind::Corrupt, format!("plugin `{}` {what}", self.plugin.name))
+        Error::contract(ErrorKind::Corrupt, format!("plugin `{}` {what}", self.strategy))
             .hint("this is a fault of the plugin, not of the data: replace it")
     }
 }
@@ -471,33 +501,27 @@ impl Repository {
         pre: StrategyPre<State>,
         lent: Lent,
         collections: Vec<Collection>,
-        limits: Limits,
+        bounds: Bounds,
         scrutiny: Scrutiny,
     ) -> Result<Repository> {
-        // More of them than the database serves connections would only wait in another place.
-        let instances_max = lent.sql.as_ref().map_or(INSTANCES_MAX, |database| database.connections().max as usize);
-        let seats = if plugin.description.features.shared_state {
-            Seats::One(Arc::default())
-        } else {
-            Seats::Many { idle: Mutex::default(), permits: Arc::new(Semaphore::new(instances_max)) }
-        };
+        let Bounds { settings, memory_total } = bounds;
         let name = configured.name.clone();
         let section = Value::Object(configured.section.clone()).to_string();
         let store = Store {
             name,
-            plugin,
-            pre,
+            strategy: plugin.name.clone(),
+            edition: RwLock::new(Arc::new(Edition::new(plugin, pre, &lent, settings.store_instances_max))),
             lent,
             section,
             collections,
-            limits,
+            settings,
+            memory_total,
             scrutiny,
-            seats,
+            quarantine: Quarantine::default(),
             queued_writes: AtomicUsize::new(0),
             loads: Mutex::default(),
-            opened: OnceLock::new(),
         };
-        let lease = store.lease(Instant::now() + limits.call_timeout).await?;
+        let lease = store.lease(store.deadline()).await?;
         store.release(lease);
         Ok(Repository::new(store))
     }
@@ -507,18 +531,18 @@ impl Repository {
         &self.store.name
     }
 
-    /// The plugin that serves it.
-    pub fn plugin(&self) -> &Plugin {
-        &self.store.plugin
+    /// The version of the plugin that serves it now.
+    pub fn plugin(&self) -> Arc<Plugin> {
+        self.store.edition().plugin.clone()
     }
 
     /// What `open` said of it.
     pub fn opened(&self) -> Opened {
-        self.store.opened.get().cloned().unwrap_or_default()
+        self.store.edition().opened.get().cloned().unwrap_or_default()
     }
 
-    pub(crate) fn limits(&self) -> &Limits {
-        &self.store.limits
+    pub(crate) fn settings(&self) -> &PluginSettings {
+        &self.store.settings
     }
 
     /// The collections that it was opened with.
@@ -546,6 +570,7 @@ impl Repository {
         for id in ids {
             entity::check_id(id)?;
         }
+        self.store.check_request("get", ids.len(), ids.iter().map(String::len).sum())?;
         let answers = call!(self.store, "get", |guest, store| guest.call_get(store, collection, ids));
         self.check_answers(collection, ids, answers)
     }
@@ -578,21 +603,28 @@ impl Repository {
     }
 
     /// The error of a reply that cannot be true.
-    pub(crate) fn misbehaved(&self, what: &str) -> Error {
+    pub(crate) fn misbehaved(&self, what: impl std::fmt::Display) -> Error {
         self.store.misbehaved(what)
     }
 
     /// An entity that a strategy gave, with its fields, or `corrupt`.
     pub(crate) fn checked(&self, collection: &Collection, found: Entity) -> Result<(Entity, Map<String, Value>)> {
         let at = || format!("{} `{}` in store `{}`", collection.name, one_line(&found.id), self.store.name);
-        if found.body.len() as u64 > self.store.plugin.description.max_entity_bytes {
+        if found.body.len() as u64 > self.store.edition().plugin.description.max_entity_bytes {
             return Err(self.store.misbehaved(format!("gives {}, which is larger than it says it stores", at())));
         }
         let fields = larder_model::json::parse_object(&found.body).map_err(|error| {
             Error::contract(ErrorKind::Corrupt, format!("{} is no valid entity", at())).caused_by(error)
         })?;
         match entity::key_of(collection, &fields) {
-            Ok(key) if key == found.id => Ok((found, fields)),
+            Ok(key) if key == found.id => match entity::version_of(collection, &fields) {
+                version if version == found.version => Ok((found, fields)),
+                version => Err(self.store.misbehaved(format!(
+                    "gives version {} for {}, which says {version}",
+                    found.version,
+                    at()
+                ))),
+            },
             Ok(key) => Err(Error::contract(
                 ErrorKind::Corrupt,
                 format!("{} says in `{}` that it is `{}`", at(), collection.key, one_line(key)),
@@ -708,7 +740,7 @@ impl Repository {
         let mut attempts = REWRITES_MAX;
         loop {
             attempts -= 1;
-            let ended = if self.store.plugin.description.features.transactions {
+            let ended = if self.store.edition().plugin.description.features.transactions {
                 // What was read under a lock stays as it is: no more is asked of the isolation.
                 let mut transaction = self.begin(Some(Isolation::ReadCommitted), false).await?;
                 let rewritten =
@@ -800,10 +832,10 @@ impl Repository {
         atomic: bool,
     ) -> Result<Vec<std::result::Result<Outcome, larder_model::Error>>> {
         let count = writes.len();
-        let writes: Vec<_> = writes.into_iter().map(bindings::write_into).collect();
+        let writes = self.writes_into("apply", writes)?;
         let now = crate::clock::now();
         let store = &self.store;
-        let deadline = Instant::now() + store.limits.call_timeout;
+        let deadline = store.deadline();
         let (results, lease) = leased!(store, lease_to_write(deadline), "apply", |guest, context| guest
             .call_apply(context, &writes, atomic, &now));
         let wrote = results.iter().any(Result::is_ok);
@@ -815,7 +847,61 @@ impl Repository {
         if results.len() != count {
             return Err(store.misbehaved(format!("answers {count} writes with {} results", results.len())));
         }
+        for (write, result) in writes.iter().zip(&results) {
+            match result {
+                Ok(outcome) => self.check_outcome(write, outcome)?,
+                Err(_) if atomic => return Err(store.misbehaved("fails part of an atomic call")),
+                Err(_) => {}
+            }
+        }
         Ok(results.into_iter().map(|result| result.map(bindings::outcome_from).map_err(clean)).collect())
+    }
+
+    /// Writes as they cross, if they are not too much for a call.
+    fn writes_into(&self, operation: &str, writes: Vec<Write>) -> Result<Vec<types::Write>> {
+        let size = |write: &Write| match write {
+            Write::Put(put) => put.collection.len() + put.id.len() + put.body.len(),
+            Write::Remove(removal) => removal.collection.len() + removal.id.len(),
+        };
+        self.store.check_request(operation, writes.len(), writes.iter().map(size).sum())?;
+        Ok(writes.into_iter().map(bindings::write_into).collect())
+    }
+
+    /// Whether what a strategy says of a write that took effect can be true: its condition held, and the version is the next
+    /// one.
+    fn check_outcome(&self, write: &types::Write, outcome: &types::Outcome) -> Result<()> {
+        use types::Expectation::{Absent, Any, Present, Version};
+        let types::Outcome { version, existed } = *outcome;
+        let (expect, id, version_is_true) = match write {
+            types::Write::Put(put) => {
+                let is_next = match put.expect {
+                    Version(expected) => version == entity::next_version(expected),
+                    Any | Absent | Present => (1..=entity::VERSION_MAX).contains(&version),
+                };
+                (put.expect, &put.id, is_next)
+            }
+            types::Write::Remove(removal) => {
+                let is_last = match (removal.expect, existed) {
+                    (Version(expected), _) => version == expected,
+                    (_, false) => version == 0,
+                    (_, true) => version <= entity::VERSION_MAX,
+                };
+                (removal.expect, &removal.id, is_last)
+            }
+        };
+        let is_met = match expect {
+            Any => true,
+            Absent => !existed,
+            Present | Version(_) => existed,
+        };
+        let id = one_line(id);
+        let problem = match (is_met, existed) {
+            (true, _) if version_is_true => return Ok(()),
+            (true, _) => format!("says that `{id}` has version {version} now, which cannot be"),
+            (false, true) => format!("wrote `{id}` although it was there"),
+            (false, false) => format!("wrote `{id}` although it was not there"),
+        };
+        Err(Error { retry: Retry::UnknownOutcome, ..self.store.misbehaved(problem) })
     }
 
     /// One page of what the strategy makes of a query. [`crate::query`] does the rest.
@@ -842,6 +928,9 @@ impl Repository {
         if page.next.is_some() && page.next == query.cursor {
             return Err(self.store.misbehaved("gives the same cursor again"));
         }
+        if let Some((amount, _)) = page.cost.as_ref().filter(|(amount, _)| !amount.is_finite() || *amount < 0.0) {
+            return Err(self.store.misbehaved(format!("says that a page cost {amount}")));
+        }
         Ok(Page {
             entities: page.entities.into_iter().map(bindings::entity_from).collect(),
             next: page.next,
@@ -857,7 +946,11 @@ impl Repository {
     pub(crate) async fn count_exactly(&self, collection: &str, filter: Option<&Filter>) -> Result<Option<u64>> {
         self.collection(collection)?;
         let nodes = bindings::filter_into(filter::to_arena(filter));
-        Ok(call!(self.store, "count", |guest, store| guest.call_count(store, collection, &nodes)))
+        let count = call!(self.store, "count", |guest, store| guest.call_count(store, collection, &nodes));
+        match count {
+            Some(count) if count > COUNT_MAX => Err(self.store.misbehaved(format!("counts {count} entities"))),
+            count => Ok(count),
+        }
     }
 
     /// Part of a collection as it stands, not checked: a migration wants to count what is wrong with it.
@@ -874,6 +967,12 @@ impl Repository {
             .call_scan(store, collection, segment, segments, cursor, max_bytes));
         if batch.next.is_some() && batch.next.as_deref() == cursor {
             return Err(self.store.misbehaved("gives the same cursor again"));
+        }
+        self.store.check_count("a batch", batch.entities.len())?;
+        let before_last = batch.entities.split_last().map_or(&[][..], |(_, before)| before);
+        let bytes: usize = before_last.iter().map(|entity| entity.body.len()).sum();
+        if !before_last.is_empty() && bytes >= max_bytes as usize {
+            return Err(self.store.misbehaved(format!("goes on with a batch that has {max_bytes} bytes")));
         }
         Ok(Batch { entities: batch.entities.into_iter().map(bindings::entity_from).collect(), next: batch.next })
     }
@@ -904,14 +1003,14 @@ impl Repository {
     pub async fn load(&self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
         self.collection(collection)?;
         let count = entities.len() as u64;
-        let entities: Vec<_> = entities.into_iter().map(bindings::entity_into).collect();
+        let entities = self.entities_into("load", entities)?;
         let existing = bindings::existing_into(existing);
         let store = &self.store;
-        let deadline = Instant::now() + store.limits.call_timeout;
+        let deadline = store.deadline();
         let (loaded, mut lease) = leased!(store, lease(deadline), "load", |guest, context| guest
             .call_load(context, collection, &entities, existing));
         // Without state in memory, any instance flushes what any was given.
-        if matches!(store.seats, Seats::One(_)) {
+        if matches!(lease.edition.seats, Seats::One(_)) {
             locked(&store.loads).push(lease.ticket());
         }
         store.release(lease);
@@ -921,8 +1020,11 @@ impl Repository {
                 .store
                 .misbehaved(format!("accounts for {accounted} of {count} entities that it was given")));
         }
-        if loaded.refused.iter().any(|(position, _)| u64::from(*position) >= count) {
-            return Err(self.store.misbehaved("refuses an entity that it was not given"));
+        let mut refused = HashSet::new();
+        for (position, _) in &loaded.refused {
+            if u64::from(*position) >= count || !refused.insert(*position) {
+                return Err(self.store.misbehaved("refuses an entity that it was not given, or one twice"));
+            }
         }
         Ok(Loaded {
             written: loaded.written,
@@ -932,11 +1034,18 @@ impl Repository {
         })
     }
 
+    /// Entities as they cross, if they are not too much for a call.
+    fn entities_into(&self, operation: &str, entities: Vec<Entity>) -> Result<Vec<types::Entity>> {
+        let bytes = entities.iter().map(|entity| entity.id.len() + entity.body.len()).sum();
+        self.store.check_request(operation, entities.len(), bytes)?;
+        Ok(entities.into_iter().map(bindings::entity_into).collect())
+    }
+
     /// Which of the strategy's own rules each entity breaks; asked where `Opened::has_rules`.
     pub(crate) async fn validate(&self, collection: &str, entities: Vec<Entity>) -> Result<Vec<Violation>> {
         self.collection(collection)?;
         let count = entities.len();
-        let entities: Vec<_> = entities.into_iter().map(bindings::entity_into).collect();
+        let entities = self.entities_into("validate", entities)?;
         let violations =
             call!(self.store, "validate", |guest, store| guest.call_validate(store, collection, &entities));
         if violations.iter().any(|violation| violation.entity as usize >= count) {

@@ -10,7 +10,7 @@ use crate::{Collection, Entity, Error, ErrorKind, Expectation, Result, Write, js
 pub const ID_CHARS_MAX: usize = 255;
 
 /// The largest version: what a signed 64-bit column holds.
-const VERSION_MAX: u64 = i64::MAX as u64;
+pub const VERSION_MAX: u64 = i64::MAX as u64;
 
 /// Whether an entity can be stored under this name: 1 to [`ID_CHARS_MAX`] characters, none of them a control character.
 pub fn check_id(id: &str) -> Result<()> {
@@ -42,6 +42,11 @@ pub fn key_of<'a>(collection: &Collection, entity: &'a Map<String, Value>) -> Re
 /// The entity's version; 0 where it has none that is spelt as a non-negative integer below 2^63.
 pub fn version_of(collection: &Collection, entity: &Map<String, Value>) -> u64 {
     entity.get(&collection.stamps.version).and_then(usable_version).unwrap_or(0)
+}
+
+/// The version after this one. After the largest comes 1 again, so that no two versions in a row are equal.
+pub fn next_version(version: u64) -> u64 {
+    version % VERSION_MAX + 1
 }
 
 /// Of what is stored, all that [`version_of`] and [`stamp`] look at.
@@ -143,7 +148,7 @@ pub fn check_expectation(expect: Expectation, stored: Option<u64>, collection: &
 /// The body as a write stores it, where `stored` is what it replaces. Members keep their places, new ones follow.
 ///
 /// - The version of a first save is 1, or a positive integer that the body brings; then it is the stored one and 1,
-///   whatever the body says. After the largest comes 1 again, so that no two versions in a row are equal.
+///   whatever the body says.
 /// - The time of creation is set by a first save that lacks it, and kept by later ones that do; never made up later.
 /// - The time of update is set where the collection adds it, or the body or what is stored has it.
 pub fn stamp(
@@ -155,7 +160,7 @@ pub fn stamp(
     let stamps = &collection.stamps;
     let version = match stored {
         None => version_of(collection, &body).max(1),
-        Some(stored) => version_of(collection, stored) % VERSION_MAX + 1,
+        Some(stored) => next_version(version_of(collection, stored)),
     };
     body.insert(stamps.version.clone(), Value::from(version));
     if let Some(created) = &stamps.created

@@ -656,8 +656,10 @@ fn plugins_are_listed_and_inspected() {
     let plugin = object(run.stdout);
     assert_eq!((&plugin["plugin"], &plugin["wants"].to_string()), (&"sql".into(), &"[\"sql\"]".to_owned()));
     assert_eq!(plugin["sha256"].as_str().unwrap().len(), 64);
-    let run = folder.larder(&["plugins", "inspect", path]).exits(0);
-    assert!(run.stdout.starts_with("plugin:    sql 0.1.0\n"), "{run:#?}");
+    assert!(!plugin.contains_key("version"), "the component has not run: {plugin:?}");
+    let run = folder.larder(&["plugins", "inspect", path, "--describe"]).exits(0);
+    assert!(run.stdout.starts_with("plugin:    sql\n"), "{run:#?}");
+    assert!(run.stdout.contains("\nversion:   0.1.0\n"), "{run:#?}");
     assert!(run.stdout.contains("\nsection:   sql_strategy, with these keys:\n           constraints: "), "{run:#?}");
     folder.write("text.wasm", "not a component");
     let run = folder.larder(&["plugins", "inspect", "text.wasm"]).exits(3);

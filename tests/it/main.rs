@@ -16,6 +16,9 @@ mod cluster;
 // One body, every strategy: what the contract promises of a repository.
 mod conformance;
 
+// The same where anything goes wrong: every call of a plugin to the host, in every way.
+mod faults;
+
 // What takes the program, several processes, or knowledge of one strategy to look at.
 mod repository;
 
@@ -58,8 +61,16 @@ mod cli;
 // What a component can borrow, function by function.
 mod capabilities;
 
+// Plugins that change while a host runs.
+mod reloading;
+
 // Plugins that try what they may not do, and files that are no plugins.
 mod sandbox;
+
+// What a stranger's component is lent, what is told of it, and which are loaded.
+mod grants;
+// Plugins that misbehave while they run: limits, lies, neighbours, long runs.
+mod zoo;
 
 // What only a database on a server has: users, statements that reach further, outages, many clients.
 mod postgres;

@@ -525,6 +525,41 @@ fn what_a_plugin_says_cannot_move_the_cursor_or_forge_a_line() {
     assert!(!run.stderr.contains('\u{1b}'), "{run:#?}");
 }
 
+#[test]
+fn whatever_a_plugin_says_and_wherever_it_is_shown_nothing_in_it_acts() {
+    let folder = lying("forges");
+    let hostile = |arguments: &[&'static str]| [arguments, &["--store", "hostile"]].concat();
+    for (arguments, code) in [
+        (vec!["plugins", "inspect", "plugins/puppet.wasm", "--describe"], 0),
+        (vec!["plugins", "list"], 0),
+        (hostile(&["stores", "check"]), 0),
+        (hostile(&["stores", "prepare"]), 0),
+        (hostile(&["query", "templates"]), 0),
+        (hostile(&["query", "templates", "--explain"]), 0),
+        (hostile(&["get", "templates", "answer"]), 0),
+        (hostile(&["get", "templates", "fail"]), 1),
+        (hostile(&["get", "templates", "panic"]), 3),
+        (hostile(&["restore"]), 0),
+        (hostile(&["restore", "noon"]), 0),
+        (vec!["migrate", "--from", "json", "--to", "hostile", "--dry-run"], 0),
+    ] {
+        for format in ["text", "json"] {
+            let all = [&["--plugins", "plugins", "--format", format], arguments.as_slice()].concat();
+            let run = folder.larder(&all).exits(code);
+            for shown in [&run.stdout, &run.stderr] {
+                let acts = |it: char| it.is_control() && it != '\n' || matches!(it, '\u{202e}' | '\u{2028}');
+                assert!(!shown.contains(acts), "{all:?}: {shown:?}");
+                assert!(!shown.lines().any(|line| line.trim_start().starts_with("forged")), "{all:?}: {shown}");
+            }
+            if format == "json" {
+                for line in run.stdout.lines() {
+                    serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_plugin_that_asks_to_wait_for_nothing_is_given_up_at_the_deadline() {
     let folder = folder();
@@ -567,6 +602,8 @@ fn pages_results_and_findings_that_cannot_be_true_are_not_believed() {
         ("same cursor", &["query", "templates", "--store", "hostile"], "the same cursor again"),
         ("same cursor", &["count", "templates", "--store", "hostile"], "the same cursor again"),
         ("same cursor", &["export", "--store", "hostile"], "the same cursor again"),
+        ("cursors in a circle", &["export", "--store", "hostile"], "a cursor that it gave before"),
+        ("more than a batch", &["export", "--store", "hostile"], "goes on with a batch that has 4194304 bytes"),
         ("wrong key", query, "says in `template_id` that it is `some`"),
         ("wrong key", &["export", "--store", "hostile"], "says in `template_id` that it is `some`"),
         ("findings", &["stores", "check", "--store", "hostile"], "findings that are not a JSON object"),
@@ -688,7 +725,10 @@ fn each_file_that_is_no_plugin_is_named_with_its_reason_and_the_others_are_liste
         assert_eq!(error["kind"], "plugin-refused");
         says(error, "message", &[message]);
         says(error, "hint", &[hint]);
-        let inspected = fails(&folder, &["plugins", "inspect", &file], "", 3, "plugin-refused");
+        // Which strategy it is can only be told by the component itself.
+        let describe: &[&str] = if *name == "drawer" { &["--describe"] } else { &[] };
+        let inspect = [&["plugins", "inspect", &file], describe].concat();
+        let inspected = fails(&folder, &inspect, "", 3, "plugin-refused");
         says(&inspected, "message", &[message]);
     }
     // What lies beside it does not keep a store from opening.

@@ -1,6 +1,7 @@
 //! Processes that work on a store, whom tests listen to and kill: runs of `tests/worker.rs`.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 
@@ -15,8 +16,13 @@ pub struct Worker {
 impl Worker {
     /// Starts one on a store of the folder's configuration.
     pub fn start(folder: &Folder, store: &str, work: &[&str]) -> Worker {
+        Worker::start_with(folder, &plugins(), store, work)
+    }
+
+    /// The same with the plugins in `directory`.
+    pub fn start_with(folder: &Folder, directory: &Path, store: &str, work: &[&str]) -> Worker {
         let mut command = Command::new(env!("CARGO_BIN_EXE_worker"));
-        command.arg(folder.path()).arg(store).args(work).env("LARDER_TEST_PLUGINS", plugins());
+        command.arg(folder.path()).arg(store).args(work).env("LARDER_TEST_PLUGINS", directory);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the worker starts");
         let stdout = child.stdout.take().expect("a pipe");
         let (told, lines) = mpsc::channel();

@@ -9,6 +9,7 @@ mod demo;
 mod deny;
 mod dist;
 mod dynamodb;
+mod fuzz;
 mod postgres;
 mod processes;
 mod shell;
@@ -33,10 +34,15 @@ usage: cargo xtask COMMAND
   soak --seconds N  random operations on every strategy for N seconds, against a reference in memory
   crash --kills N   kill processes while they write, and look for what was acknowledged
   contention        16 processes at one store: 16,000 saves, 4,000 counts, a writer beside readers
+  faults            let every call of every plugin to the host go wrong, in every way
+  fuzz [TARGET] [--seconds N]
+                    look for bytes that whatever reads data of others does not take, for ten minutes each
   interruptions --kills N
                     kill migrations while they run, go on with them, and look for what is missing
   pairs             20,000 entities that are easy to damage from every kind of store to every other one
   clients           64 clients at once at PostgreSQL, for a minute
+  endurance --calls N
+                    N calls, of which one in a hundred traps or overruns its time: what the host holds at the end
   check             formatting, tidy, dependencies, lints and documentation
   ci                check, then test
   tidy              the rules that the compiler and clippy cannot check
@@ -70,9 +76,12 @@ fn run(arguments: &[String]) -> Result<()> {
         ["soak", ref rest @ ..] => soak::run(rest),
         ["crash", ref rest @ ..] => processes::crash(rest),
         ["contention", ref rest @ ..] => processes::contention(rest),
+        ["faults", ref rest @ ..] => processes::faults(rest),
+        ["fuzz", ref rest @ ..] => fuzz::fuzz(rest),
         ["interruptions", ref rest @ ..] => processes::interruptions(rest),
         ["pairs", ref rest @ ..] => processes::pairs(rest),
         ["clients", ref rest @ ..] => processes::clients(rest),
+        ["endurance", ref rest @ ..] => processes::endurance(rest),
         ["check"] => check::run_checks(),
         ["ci"] => check::run_checks().and_then(|()| test::run_tests(&[])),
         ["tidy"] => tidy::run(),

@@ -1,6 +1,7 @@
 //! The long forms of tests that take minutes: `cargo xtask crash` and `cargo xtask contention`, which start processes of
 //! their own and kill some of them (`tests/it/crash.rs` and `tests/it/contention.rs`), `cargo xtask interruptions`, which
-//! kills migrations (`tests/it/resuming.rs`), `cargo xtask pairs` and `cargo xtask clients`. The tests print what was done.
+//! kills migrations (`tests/it/resuming.rs`), `cargo xtask faults`, `cargo xtask pairs`, `cargo xtask clients` and
+//! `cargo xtask endurance`. The tests print what was done.
 
 use anyhow::{Context, Result, bail};
 
@@ -21,6 +22,12 @@ pub(crate) fn interruptions(arguments: &[&str]) -> Result<()> {
     run("resuming::a_killed", "LARDER_MIGRATION_KILLS", &kills.to_string())
 }
 
+/// Lets every call of every plugin go wrong (`tests/it/faults.rs`).
+pub(crate) fn faults(arguments: &[&str]) -> Result<()> {
+    let [] = *arguments else { bail!("usage: cargo xtask faults") };
+    run("faults::", "LARDER_FAULTS_ALL", "1")
+}
+
 /// Moves 20,000 entities that are easy to damage from every kind of store to every other one (`tests/it/pairs.rs`).
 pub(crate) fn pairs(arguments: &[&str]) -> Result<()> {
     let [] = *arguments else { bail!("usage: cargo xtask pairs") };
@@ -31,6 +38,14 @@ pub(crate) fn pairs(arguments: &[&str]) -> Result<()> {
 pub(crate) fn clients(arguments: &[&str]) -> Result<()> {
     let [] = *arguments else { bail!("usage: cargo xtask clients") };
     run("postgres::many_clients", "LARDER_CLIENTS_SECONDS", "60")
+}
+
+/// Makes `--calls N` of which one in a hundred traps or overruns its time, and looks at what the process still holds
+/// (`tests/it/zoo.rs`).
+pub(crate) fn endurance(arguments: &[&str]) -> Result<()> {
+    let ["--calls", calls] = *arguments else { bail!("usage: cargo xtask endurance --calls N") };
+    let calls: u32 = calls.parse().with_context(|| format!("{calls} is no number of calls"))?;
+    run("zoo::a_host_that_met_traps", "LARDER_ENDURANCE_CALLS", &calls.to_string())
 }
 
 /// Lets 16 processes meet at one store, of each kind after the other.

@@ -22,7 +22,7 @@ pub(super) async fn run(context: &mut Context, args: ExportArgs) -> Result<()> {
             for entity in page?.entities {
                 let (_, fields) = repository.checked(&collection, entity)?;
                 let line = json!({ "collection": collection.name, "entity": Value::Object(fields) });
-                context.printer.verbatim(&format!("{line}\n"))?;
+                context.printer.value(&line)?;
             }
         }
     }

@@ -7,8 +7,8 @@ use crate::cli::RestoreArgs;
 use crate::error::Result;
 use crate::model::ErrorKind;
 use crate::output;
-use crate::plugin::instance::one_line;
 use crate::repository::Repository;
+use crate::text::one_line;
 
 pub(super) async fn run(context: &mut Context, args: RestoreArgs) -> Result<()> {
     let repository = context.open(args.store.store.as_deref()).await?;

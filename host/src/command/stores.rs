@@ -4,10 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Context, is_json};
 use crate::cli::StoresCommand;
-use crate::config::{Grants, SqlGrant};
 use crate::error::Result;
 use crate::output;
-use crate::plugin::instance::{one_line, statement_line};
+use crate::text::{one_line, statement_line};
 
 pub(super) async fn run(context: &mut Context, command: StoresCommand) -> Result<()> {
     match command {
@@ -24,7 +23,8 @@ fn list(context: &mut Context) -> Result<()> {
     let default = context.host.config().store(None)?.name;
     let mut rows = Vec::new();
     for store in context.host.config().stores() {
-        let grants = describe(&store.grants);
+        let places = store.grants.places();
+        let grants: Vec<String> = places.map(|(capability, place)| format!("{} {place}", capability.name())).collect();
         let is_default = store.name == default;
         if is_json(context) {
             let value =
@@ -35,15 +35,6 @@ fn list(context: &mut Context) -> Result<()> {
         rows.push(vec![format!("{}{mark}", store.name), store.strategy, grants.join(", ")]);
     }
     if is_json(context) { Ok(()) } else { context.printer.table(&["STORE", "STRATEGY", "GRANTED"], &rows) }
-}
-
-fn describe(grants: &Grants) -> Vec<String> {
-    let files = grants.files.as_ref().map(|grant| format!("files {}", grant.directory.display()));
-    let sql = grants.sql.as_ref().map(|grant| match grant {
-        SqlGrant::Sqlite { path, .. } => format!("sql {}", path.display()),
-        SqlGrant::Postgresql(server) => format!("sql {server}"),
-    });
-    files.into_iter().chain(sql).collect()
 }
 
 /// Every store is looked at, whatever is wrong with the one before; the first error gives the exit code.

@@ -14,7 +14,7 @@ use super::written::{self, BillingMode, DatabaseType, Document, DynamodbStrategy
 use super::{
     AutoScaling, Config, DynamodbGrant, FilesGrant, Grants, MigrationSettings, PluginSettings, Pool, Provisioned,
     Secret, Server, SqlGrant, Store, TlsMode, absolute, collections, compile_cache_directory,
-    default_plugins_directory,
+    default_plugins_directory, network,
 };
 use crate::error::{Error, Result};
 
@@ -45,6 +45,7 @@ pub(super) fn config(
     let plugins = plugins(&document.plugins, base_dir)?;
     let around = Surroundings {
         config: path.as_deref().map(settled),
+        lock: settled(&plugins_lock(base_dir)),
         state: settled(&state_directory(base_dir)),
         plugins: settled(&default_plugins_directory(plugins.directory.as_deref())?),
         compiled: compile_cache_directory().as_deref().map(settled),
@@ -71,6 +72,11 @@ pub(super) fn config(
 /// Where migrations keep their state.
 pub(super) fn state_directory(base_dir: &Path) -> PathBuf {
     base_dir.join(".larder")
+}
+
+/// Where plugins are pinned: beside the configuration, so that whoever can write the plugins directory cannot change both.
+pub(super) fn plugins_lock(base_dir: &Path) -> PathBuf {
+    base_dir.join("plugins.lock")
 }
 
 /// A short configuration may leave `storage` out: a section at the top of the file is read as one in `storage`.
@@ -118,20 +124,39 @@ fn migration(written: &written::Migration) -> Result<MigrationSettings> {
     })
 }
 
+fn mib(count: u32) -> usize {
+    usize::try_from(u64::from(count) * MIB).unwrap_or(usize::MAX)
+}
+
 fn plugins(written: &written::Plugins, base_dir: &Path) -> Result<PluginSettings> {
     Ok(PluginSettings {
         directory: written.directory.as_ref().map(|directory| base_dir.join(directory)),
-        memory_bytes_max: u64::from(written.memory_mb_max) * MIB,
+        memory_bytes_max: mib(written.memory_mb_max),
+        memory_total_bytes_max: mib(written.memory_total_mb_max),
         component_bytes_max: u64::from(written.component_mb_max) * MIB,
+        functions_max: written.functions_max.into(),
         call_timeout: Duration::from_secs_f64(written.call_timeout),
+        cpu_timeout: Duration::from_secs_f64(written.cpu_timeout),
         transaction_timeout: Duration::from_secs_f64(written.transaction_timeout),
         scanned_entities_max: written.max_scanned_entities.into(),
+        pages_max: written.pages_max.into(),
+        call_entities_max: written.call_entities_max as usize,
+        call_bytes_max: mib(written.call_mb_max),
+        host_calls_max: written.host_calls_max.into(),
+        handles_max: written.handles_max as usize,
+        table_elements_max: written.table_elements_max as usize,
+        core_instances_max: written.core_instances_max as usize,
+        log_bytes_max: written.log_kb_max as usize * 1024,
+        store_instances_max: written.store_instances_max as usize,
+        traps_max: written.traps_max,
+        traps_window: Duration::from_secs_f64(written.traps_window),
     })
 }
 
 /// What no store may touch.
 struct Surroundings {
     config: Option<PathBuf>,
+    lock: PathBuf,
     state: PathBuf,
     plugins: PathBuf,
     compiled: Option<PathBuf>,
@@ -296,6 +321,12 @@ impl Resolver<'_> {
                     let at = format!("{}.grants.dynamodb", place.location);
                     grants.dynamodb = Some(dynamodb_grant(&at, dynamodb, warnings)?);
                 }
+                if let Some(tcp) = place.grants.and_then(|grants| grants.tcp.as_ref()) {
+                    grants.tcp = Some(network::tcp_grant(&format!("{}.grants.tcp", place.location), tcp)?);
+                }
+                if let Some(http) = place.grants.and_then(|grants| grants.http.as_ref()) {
+                    grants.http = Some(network::http_grant(&format!("{}.grants.http", place.location), http)?);
+                }
             }
         }
 
@@ -309,6 +340,7 @@ impl Resolver<'_> {
         if let Some(config) = &self.around.config {
             check_outside(&store, "the configuration", config)?;
         }
+        check_outside(&store, "the pins of plugins", &self.around.lock)?;
         check_apart(&store, "the state of migrations", &self.around.state)?;
         check_apart(&store, "plugins", &self.around.plugins)?;
         if let Some(compiled) = &self.around.compiled {

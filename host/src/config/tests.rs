@@ -213,6 +213,46 @@ fn another_strategy_can_be_lent_tables() {
 }
 
 #[test]
+fn another_strategy_can_be_lent_hosts_and_origins() {
+    let grants = json!({
+        "tcp": { "allow": ["Cache.Example.org:6379", "10.0.0.5:6379"], "private": true },
+        "http": { "allow": ["https://api.example.org", "http://[::1]:8080"] }
+    });
+    let config = resolved(json!({ "storage": { "strategy": "kv", "grants": grants } })).unwrap();
+    let grants = config.store(None).unwrap().grants;
+    let places: Vec<String> =
+        grants.places().map(|(capability, place)| format!("{} {place}", capability.name())).collect();
+    assert_eq!(
+        places,
+        ["tcp cache.example.org:6379", "tcp 10.0.0.5:6379", "http https://api.example.org", "http http://[::1]:8080"]
+    );
+    let (tcp, http) = (grants.tcp.unwrap(), grants.http.unwrap());
+    assert_eq!((tcp.private, http.private, http.origins[0].endpoint.port), (true, false, 443));
+    // What is shown says the same.
+    let shown = resolved(config.show()).unwrap().store(None).unwrap().grants;
+    assert_eq!((shown.tcp, shown.http), (Some(tcp), Some(http)));
+}
+
+#[test]
+fn stores_that_share_a_host_are_one_place_where_their_sections_are_the_same() {
+    let store = |grants: Value, section: Value| {
+        let config = resolved(json!({ "storage": { "strategy": "kv", "kv_strategy": section, "grants": grants } }));
+        config.unwrap().store(None).unwrap()
+    };
+    let one = store(json!({ "tcp": { "allow": ["a.example.org:1", "b.example.org:1"] } }), json!({ "bucket": "x" }));
+    let same = store(json!({ "tcp": { "allow": ["B.example.org:1"] } }), json!({ "bucket": "x" }));
+    let http = store(json!({ "http": { "allow": ["http://b.example.org:1"] } }), json!({ "bucket": "x" }));
+    let bucket = store(json!({ "tcp": { "allow": ["b.example.org:1"] } }), json!({ "bucket": "y" }));
+    let port = store(json!({ "tcp": { "allow": ["b.example.org:2"] } }), json!({ "bucket": "x" }));
+    let nothing = store(json!({}), json!({ "bucket": "x" }));
+    assert!(one.is_same_place(&same) && one.is_same_place(&http) && one.grants.overlap(&http.grants));
+    assert!(!one.is_same_place(&bucket) && one.grants.overlap(&bucket.grants));
+    for other in [port, nothing] {
+        assert!(!one.is_same_place(&other) && !other.is_same_place(&one) && !one.grants.overlap(&other.grants));
+    }
+}
+
+#[test]
 fn a_section_can_stand_at_the_top() {
     let config = resolved(json!({ "json_strategy": {
         "enable_compression": true, "cache_size": 1000, "write_buffer_size": 64000, "sync_writes": false

@@ -118,6 +118,14 @@ pub(super) struct Grants {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "dynamodb_grant")]
     pub(super) dynamodb: Option<DynamodbStrategy>,
+    /// TCP connections to hosts that are named. Nothing listens, and there is no UDP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "TcpGrant")]
+    pub(super) tcp: Option<TcpGrant>,
+    /// HTTP requests to origins that are named. Redirections are answers: nothing follows them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "HttpGrant")]
+    pub(super) http: Option<HttpGrant>,
 }
 
 /// One directory with all that is in it.
@@ -127,6 +135,30 @@ pub(super) struct FilesGrant {
     /// The directory, relative to the working directory. It may not hold the configuration, plugins or the state of migrations.
     #[schemars(length(min = 1))]
     pub(super) directory: String,
+}
+
+/// TCP connections to hosts that are named.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TcpGrant {
+    /// Hosts with their ports, as `cache.example.org:6379`, `10.0.0.5:6379` or `[2001:db8::5]:6379`.
+    #[schemars(length(min = 1))]
+    pub(super) allow: Vec<String>,
+    /// Names may lead to this machine and to private addresses. An address that `allow` has itself, and `localhost`, need no leave.
+    #[serde(default)]
+    pub(super) private: bool,
+}
+
+/// HTTP requests to origins that are named.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HttpGrant {
+    /// Origins, as `https://api.example.org` or `http://127.0.0.1:8080`.
+    #[schemars(length(min = 1))]
+    pub(super) allow: Vec<String>,
+    /// As `storage.grants.tcp.private`.
+    #[serde(default)]
+    pub(super) private: bool,
 }
 
 /// The database's part of a SQL strategy's section: a plugin's own settings are in its own section.
@@ -475,18 +507,60 @@ pub(super) struct Plugins {
     /// Memory of one instance, in MiB: enough for a JSON store of 100 MB.
     #[schemars(range(min = 16, max = 4096))]
     pub(super) memory_mb_max: u32,
+    /// Memory of all instances of the process together, in MiB.
+    #[schemars(range(min = 16, max = 1_048_576))]
+    pub(super) memory_total_mb_max: u32,
     /// Size of a component's file, in MiB: those from Python and JavaScript have 13 to 18.
     #[schemars(range(min = 1, max = 1024))]
     pub(super) component_mb_max: u32,
+    /// Functions of a component, over all of its modules: those that come with larder have some 1,000, those from JavaScript up to 20,000.
+    #[schemars(range(min = 100, max = 1_000_000))]
+    pub(super) functions_max: u32,
     /// Seconds that one call may take, what it waits for included: a large document takes its time to load.
     #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
     pub(super) call_timeout: f64,
+    /// Seconds that a plugin may compute in one call. What it waits for does not count.
+    #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
+    pub(super) cpu_timeout: f64,
     /// Seconds from the beginning of a transaction to its end; after that it is rolled back.
     #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
     pub(super) transaction_timeout: f64,
     /// Entities that the host reads to answer one query that no index answers.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub(super) max_scanned_entities: u32,
+    /// Pages in which one query, or one segment of a scan, may come.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub(super) pages_max: u32,
+    /// Entities, ids or writes in one call or its reply.
+    #[schemars(range(min = 1000, max = 10_000_000))]
+    pub(super) call_entities_max: u32,
+    /// Size of a call, and of its reply, in MiB; and of what crosses with one use of a capability.
+    #[schemars(range(min = 1, max = 2048))]
+    pub(super) call_mb_max: u32,
+    /// Uses of capabilities in one call.
+    #[schemars(range(min = 100, max = 1_000_000_000))]
+    pub(super) host_calls_max: u32,
+    /// Locks, files being replaced and transactions that an instance holds at once.
+    #[schemars(range(min = 16, max = 1_000_000))]
+    pub(super) handles_max: u32,
+    /// Elements in all tables of an instance, which WebAssembly keeps references to functions in.
+    #[schemars(range(min = 1000, max = 100_000_000))]
+    pub(super) table_elements_max: u32,
+    /// Core instances that a component is made of, and as many memories and as many tables.
+    #[schemars(range(min = 10, max = 10_000))]
+    pub(super) core_instances_max: u32,
+    /// Of what a plugin prints in one call, the last KiB, which are kept to explain a trap. The rest is dropped and counted.
+    #[schemars(range(min = 1, max = 1024))]
+    pub(super) log_kb_max: u32,
+    /// Instances of one store that run side by side, where its strategy keeps no state in memory and it was lent no database.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(super) store_instances_max: u32,
+    /// Traps after which a store's plugin is not called any more until it is loaded again; 0 for never.
+    #[schemars(range(max = 1_000_000))]
+    pub(super) traps_max: u32,
+    /// Seconds in which they come, with no call between them that succeeds.
+    #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
+    pub(super) traps_window: f64,
 }
 
 impl Default for Plugins {
@@ -494,10 +568,24 @@ impl Default for Plugins {
         Plugins {
             directory: None,
             memory_mb_max: 1024,
+            memory_total_mb_max: 8192,
             component_mb_max: 64,
+            functions_max: 50_000,
             call_timeout: 30.0,
+            cpu_timeout: 20.0,
             transaction_timeout: 30.0,
             max_scanned_entities: 1_000_000,
+            pages_max: 1_000_000,
+            call_entities_max: 1_000_000,
+            call_mb_max: 256,
+            host_calls_max: 1_000_000,
+            handles_max: 1000,
+            table_elements_max: 1_000_000,
+            core_instances_max: 200,
+            log_kb_max: 4,
+            store_instances_max: 32,
+            traps_max: 5,
+            traps_window: 60.0,
         }
     }
 }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use larder_model::{Features, Removal, Write};
+use larder_model::{Collection, Features, Removal, Write};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::check::{Checked, Stop};
 use super::{Instances, Subject};
-use crate::config;
+use crate::capability::faults::Faults;
+use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::query::Select;
@@ -19,6 +20,8 @@ use crate::repository::{Repository, Scrutiny};
 
 /// The name of the store.
 const STORE: &str = "store-under-test";
+/// Seconds that a call of a trial may take: far more than any needs that waits for nobody.
+const TRIAL_CALL_TIMEOUT: u64 = 10;
 
 /// Tells the cases of one process apart, and processes by their number.
 static CASES: AtomicU64 = AtomicU64::new(0);
@@ -32,11 +35,30 @@ pub(super) struct Place {
 struct Inner {
     subject: Subject,
     /// `store`, which the store is given, and `host`, which it is not.
-    folder: TempDir,
+    folder: PathBuf,
     word: String,
+    /// The folder goes with it; none where it is another process's.
+    _owned: Option<TempDir>,
+    /// Seconds that a call may take, where a lock that is left behind is to show sooner than by itself.
+    call_timeout: Option<u64>,
     scrutiny: Scrutiny,
     hosts: Mutex<Vec<Arc<Host>>>,
     opened: Mutex<Option<Repository>>,
+}
+
+impl Inner {
+    fn new(subject: &Subject, folder: PathBuf, word: String, scrutiny: Scrutiny) -> Inner {
+        Inner {
+            subject: subject.clone(),
+            folder,
+            word,
+            _owned: None,
+            call_timeout: None,
+            scrutiny,
+            hosts: Mutex::default(),
+            opened: Mutex::default(),
+        }
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -45,37 +67,57 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Place {
     pub(super) fn new(subject: &Subject, instances: Instances) -> Checked<Place> {
+        let scrutiny = Scrutiny {
+            fresh_instances: instances == Instances::Fresh,
+            called: Some(Arc::new(Mutex::new(BTreeSet::new()))),
+            ..Scrutiny::default()
+        };
+        Place::made(subject, scrutiny, None)
+    }
+
+    fn made(subject: &Subject, scrutiny: Scrutiny, call_timeout: Option<u64>) -> Checked<Place> {
         let folder = tempfile::tempdir()
             .and_then(|folder| std::fs::create_dir(folder.path().join("store")).map(|()| folder))
             .map_err(|error| Stop::NotRun(format!("no temporary folder can be made: {error}")))?;
         let number = CASES.fetch_add(1, Ordering::Relaxed);
         // Short and without signs, because it may become part of a table's name.
         let word = format!("c{}_{number}", std::process::id());
-        let scrutiny = Scrutiny {
-            fresh_instances: instances == Instances::Fresh,
-            withheld: None,
-            called: Some(Arc::new(Mutex::new(BTreeSet::new()))),
-        };
-        let inner = Inner {
-            subject: subject.clone(),
-            folder,
-            word,
-            scrutiny,
-            hosts: Mutex::default(),
-            opened: Mutex::default(),
-        };
+        let path = folder.path().to_path_buf();
+        let inner = Inner { _owned: Some(folder), call_timeout, ..Inner::new(subject, path, word, scrutiny) };
         Ok(Place { inner: Arc::new(inner) })
+    }
+
+    /// A store for one trial of a fault.
+    pub(super) fn for_trial(subject: &Subject) -> Checked<Place> {
+        Place::made(subject, Scrutiny::default(), Some(TRIAL_CALL_TIMEOUT))
+    }
+
+    /// The same, as another process made it.
+    pub(super) fn of_trial(subject: &Subject, folder: &Path, word: &str) -> Place {
+        let inner = Inner::new(subject, folder.to_path_buf(), word.to_owned(), Scrutiny::default());
+        Place { inner: Arc::new(Inner { call_timeout: Some(TRIAL_CALL_TIMEOUT), ..inner }) }
+    }
+
+    /// What another process needs to be at the same place: its folder and its word.
+    pub(super) fn whereabouts(&self) -> (&Path, &str) {
+        (&self.inner.folder, &self.inner.word)
     }
 
     /// The folder that `${SCRATCH}` stands for.
     fn scratch(&self) -> PathBuf {
-        self.inner.folder.path().join("store")
+        self.inner.folder.join("store")
+    }
+
+    /// A handle on the store as it is, whose calls to the host may go wrong.
+    pub(super) async fn open_with(&self, faults: &Faults) -> Result<Repository> {
+        let scrutiny = Scrutiny { faults: Some(faults.clone()), ..self.inner.scrutiny.clone() };
+        self.open_as_it_is(scrutiny).await
     }
 
     /// A handle of its own: another host, another instance. For a plugin whose entities are in its memory there is only
     /// one.
     pub(super) async fn open(&self) -> Checked<Repository> {
-        if self.inner.subject.plugin.wants.is_empty() && locked(&self.inner.opened).is_some() {
+        if self.inner.subject.is_in_memory() && locked(&self.inner.opened).is_some() {
             return Err(Stop::NotRun("it needs a second handle, and the plugin keeps entities in memory alone".into()));
         }
         let repository = self.open_store().await?;
@@ -119,9 +161,17 @@ impl Place {
     }
 
     async fn open_as_it_is(&self, scrutiny: Scrutiny) -> Result<Repository> {
+        let subject = &self.inner.subject;
+        let host = Host::on(subject.engine.clone(), self.config()?, Some(&subject.plugins_directory))?.under(scrutiny);
+        let host = Arc::new(host);
+        locked(&self.inner.hosts).push(host.clone());
+        host.open(None).await
+    }
+
+    fn config(&self) -> Result<Config> {
         let mut store = self.inner.subject.store.clone();
         store.insert("strategy".into(), self.inner.subject.plugin.name.as_str().into());
-        let document = json!({"storage": {
+        let mut document = json!({"storage": {
             "strategy": STORE,
             "stores": {STORE: store},
             "collections": {"things": {
@@ -133,17 +183,21 @@ impl Place {
                 "indexes": {"by-label": ["label"]},
             }},
         }});
-        let base = self.inner.folder.path().join("host");
-        let config = config::trial::config(document, &base, &self.scratch(), &self.inner.word)?;
-        let host = Host::new(config, Some(&self.inner.subject.plugins_directory))?.under(scrutiny);
-        let host = Arc::new(host);
-        locked(&self.inner.hosts).push(host.clone());
-        host.open(None).await
+        if let Some(seconds) = self.inner.call_timeout {
+            document["plugins"] = json!({"call_timeout": seconds, "transaction_timeout": seconds});
+        }
+        let base = self.inner.folder.join("host");
+        config::trial::config(document, &base, &self.scratch(), &self.inner.word)
     }
 
     /// What the plugin declares.
     pub(super) fn features(&self) -> Features {
         self.inner.subject.plugin.description.features
+    }
+
+    /// The collections that a store is opened with here.
+    pub(super) fn collections(&self) -> Result<Vec<Collection>> {
+        Ok(self.config()?.collections().to_vec())
     }
 
     /// Names of everything in the scratch folder; none where the store is somewhere else.

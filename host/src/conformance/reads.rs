@@ -7,7 +7,7 @@ use larder_model::{Entity, ErrorKind, Existing, Expectation};
 use super::check::{Checked, Stop, ensure, ensure_eq, members, refused, same};
 use super::entities::{is_stored, loadable, put, save, stored, template};
 use super::place::Place;
-use crate::repository::Repository;
+use crate::repository::{Progress, Repository};
 
 pub(super) async fn get_answers_in_the_order_asked_for_with_gaps_for_what_is_absent(place: Place) -> Checked {
     let repository = place.open().await?;
@@ -70,9 +70,10 @@ pub(super) async fn scanned(
 ) -> Checked<BTreeMap<String, Entity>> {
     let mut all = BTreeMap::new();
     for segment in 0..segments {
-        let mut cursor: Option<Vec<u8>> = None;
+        let (mut cursor, mut progress) = (None::<Vec<u8>>, Progress::default());
         loop {
             let batch = repository.scan("templates", segment, segments, cursor.as_deref(), max_bytes).await?;
+            progress.turn(repository, batch.next.as_deref())?;
             for entity in batch.entities {
                 if let Some(twice) = all.insert(entity.id.clone(), entity) {
                     return Err(Stop::failed(format!("a scan in {segments} segments gives {:?} twice", twice.id)));

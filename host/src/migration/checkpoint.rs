@@ -222,6 +222,11 @@ fn decode(bytes: &[u8]) -> Option<State> {
     serde_json::from_slice(body).ok()
 }
 
+/// What is read of a state, as it is written.
+pub(crate) fn again(bytes: &[u8]) -> Option<Vec<u8>> {
+    decode(bytes).as_ref().map(encode)
+}
+
 /// A sentence for whatever is not the same.
 fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
     let names = before.keys().chain(now.keys().filter(|name| !before.contains_key(*name)));

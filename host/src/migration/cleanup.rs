@@ -9,7 +9,7 @@ use super::pace::{Patience, patiently};
 use super::pages::read_ahead;
 use super::{Event, Migration, Step, entities};
 use crate::error::{Error, Kind, Result};
-use crate::plugin::instance::one_line;
+use crate::text::one_line;
 
 /// What to do about an entity that somebody wrote meanwhile.
 const CHANGED_HINT: &str =

@@ -5,7 +5,7 @@ use larder_model::{Entity, ErrorKind};
 
 use super::pace::patiently;
 use crate::error::{Error, Result};
-use crate::repository::{PAGE_BYTES_MAX, Repository};
+use crate::repository::{PAGE_BYTES_MAX, Progress, Repository};
 
 /// Pages that are read ahead of the writing: one under way and one waiting keep both sides busy.
 const PAGES_AHEAD: usize = 2;
@@ -71,9 +71,14 @@ pub(super) fn read_from(
         let last_word = sender.clone();
         let reading = tokio::spawn(async move {
             let mut from = from;
+            let mut progress = Progress::default();
             loop {
                 let cursor = from.cursor.as_deref();
                 let read = patiently(|| repository.scan(&collection, segment, segments, cursor, PAGE_BYTES_MAX)).await;
+                let read = read.and_then(|batch| {
+                    progress.turn(&repository, batch.next.as_deref())?;
+                    Ok(batch)
+                });
                 let (page, ended) = match read {
                     Ok(batch) => {
                         let skipped = batch.entities.len().min(usize::try_from(from.skip).unwrap_or(usize::MAX));

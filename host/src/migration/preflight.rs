@@ -14,8 +14,8 @@ use super::pages::{broke_off, read_ahead, side_by_side};
 use super::quarantine::Quarantine;
 use super::{Event, Migration, OnInvalid, Step, entities};
 use crate::error::{Error, Kind, Result};
-use crate::plugin::instance::one_line;
-use crate::repository::Repository;
+use crate::repository::{Progress, Repository};
+use crate::text::one_line;
 
 /// Different rules that a report holds; a plugin could make up a new one for each entity.
 const RULES_MAX: usize = 100;
@@ -300,9 +300,10 @@ impl Migration<'_> {
         if needs_prepare && !self.target.stored_collections().await?.iter().any(|stored| stored == collection) {
             return Ok(false);
         }
-        let mut cursor = None;
+        let (mut cursor, mut progress) = (None, Progress::default());
         loop {
             let batch = self.target.scan(collection, 0, 1, cursor.as_deref(), 1).await?;
+            progress.turn(self.target, batch.next.as_deref())?;
             if !batch.entities.is_empty() || batch.next.is_none() {
                 return Ok(!batch.entities.is_empty());
             }

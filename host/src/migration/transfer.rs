@@ -13,8 +13,8 @@ use super::pace::{Limiter, Patience};
 use super::pages::{Position, broke_off, read_from, side_by_side};
 use super::{Event, Migration, OnInvalid, Step, entities, quarantine, source_changed};
 use crate::error::{Error, Kind, Result};
-use crate::plugin::instance::one_line;
 use crate::repository::Repository;
+use crate::text::one_line;
 
 /// A checkpoint is made when so many times its cost has passed since the last one: it makes what is on its way durable
 /// first, and must not slow the migration down.

@@ -12,8 +12,8 @@ use super::pace::patiently;
 use super::pages::read_ahead;
 use super::{Event, Migration, Step, entities};
 use crate::error::{Error, Kind, Result};
-use crate::plugin::instance::one_line;
 use crate::repository::Repository;
+use crate::text::one_line;
 
 /// Differing entities that are named; all of those that were looked at are counted.
 const LISTED_MAX: usize = 100;

@@ -2,6 +2,7 @@
 //! lets the host take back the processor from a plugin that does not give it up.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub(crate) use wasmtime::Engine;
@@ -9,10 +10,44 @@ use wasmtime::{Cache, CacheConfig, Config};
 
 use crate::error::{Error, Result};
 
-/// How often a running plugin is made to yield, so that a deadline can end it. A hundred times a second is far below
-/// what can be measured in throughput.
-const EPOCH_TICK: Duration = Duration::from_millis(10);
-/// Stack of a plugin: serde_json at a depth of 64 needs a small part of it.
+/// How long a plugin computes before it has to let others have their turn.
+const FIRST_TURN: Duration = Duration::from_millis(2);
+/// How long it computes each time after that. Whoever shares a thread with it waits for so long each time that it has to
+/// wait at all, which may be a dozen times in one call of a database. Each turn costs a few microseconds.
+const TURN: Duration = Duration::from_micros(250);
+/// What a turn counts for at most, where the thread was taken away in it.
+const TURN_MAX: Duration = Duration::from_micros(500);
+/// Calls, of all engines, that are past their first turn.
+static COMPUTING: AtomicUsize = AtomicUsize::new(0);
+
+/// The time that a call has computed. While there is one that is past its first turn, turns are short.
+#[derive(Debug, Default)]
+pub(crate) struct Computed {
+    time: Duration,
+    is_counted: bool,
+}
+
+impl Computed {
+    /// Adds a turn. Gives what that makes.
+    pub(crate) fn add(&mut self, turn: Duration) -> Duration {
+        self.time += turn.min(if self.is_counted { TURN_MAX } else { FIRST_TURN });
+        if !self.is_counted && self.time >= FIRST_TURN / 2 {
+            self.is_counted = true;
+            COMPUTING.fetch_add(1, Ordering::Relaxed);
+        }
+        self.time
+    }
+}
+
+impl Drop for Computed {
+    fn drop(&mut self) {
+        if self.is_counted {
+            COMPUTING.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Stack of a plugin: serde_json at a depth of 64 needs a small part of it. Not a setting: it is the engine's.
 const STACK_BYTES_MAX: usize = 1 << 20;
 
 /// Makes the engine. `cache_directory` keeps compiled code by the content of the component: compiling takes 100 ms and
@@ -41,7 +76,8 @@ pub(crate) fn new(cache_directory: Option<&Path>) -> Result<Engine> {
             while let Some(engine) = weak.upgrade() {
                 engine.increment_epoch();
                 drop(engine);
-                std::thread::sleep(EPOCH_TICK);
+                let is_computing = COMPUTING.load(Ordering::Relaxed) > 0;
+                std::thread::sleep(if is_computing { TURN } else { FIRST_TURN });
             }
         })
         .map_err(|error| Error::refused("cannot start the epoch thread").caused_by(error))?;

@@ -1,70 +1,123 @@
 //! One running component: its state on the host's side, and what becomes of a call that does not return.
 
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use larder_model::{ErrorKind, Retry};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use wasmtime::component::ResourceTable;
-use wasmtime::{Store, Trap};
+use wasmtime::{Store, Trap, UpdateDeadline};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::bindings::{self, Strategy, repository};
-use super::limits::Limits;
+use super::engine::Computed;
+use super::limits::{Exceeded, Limits, MemoryTotal, Tally};
+use crate::capability::Lent;
 use crate::capability::dynamodb::Tables;
+use crate::capability::faults::Faults;
 use crate::capability::files::Directory;
+use crate::capability::http::Outgoing;
+use crate::capability::network::Hosts;
 use crate::capability::sql::Database;
+use crate::config::PluginSettings;
 use crate::error::{Error, Kind, Result};
+use crate::text::one_line;
 
-/// Memory of an instance that only describes itself.
-pub(crate) const DESCRIBE_MEMORY_BYTES_MAX: usize = 256 << 20;
-/// What a plugin printed last is kept to explain its trap; the rest is forgotten.
-const LOG_BYTES_MAX: usize = 4096;
-/// Open locks, replacements and transactions of one instance.
-const RESOURCES_MAX: usize = 1000;
-/// Bytes that may cross in one call, in either direction: a page of entities, with room for a large one.
-const CALL_BYTES_MAX: usize = 256 << 20;
+/// What a plugin is told it may print at once.
+const LOG_WRITE_BYTES: usize = 4096;
 
 /// The host's side of an instance.
 pub(crate) struct State {
     wasi: WasiCtx,
     pub(crate) table: ResourceTable,
-    limits: Limits,
+    tally: Tally,
     log: Log,
     pub(crate) files: Option<Directory>,
     pub(crate) sql: Option<Database>,
     pub(crate) dynamodb: Option<Tables>,
+    pub(crate) tcp: Option<Hosts>,
+    http: Outgoing,
+    http_context: WasiHttpCtx,
+    /// Where its calls are to go wrong.
+    pub(crate) faults: Option<Faults>,
 }
 
 impl State {
-    pub(crate) fn new(
-        memory_bytes_max: usize,
-        files: Option<Directory>,
-        sql: Option<Database>,
-        dynamodb: Option<Tables>,
-    ) -> Self {
-        let log = Log::default();
+    pub(crate) fn new(limits: Limits, memory_total: Arc<MemoryTotal>, lent: &Lent) -> Self {
+        let log = Log::new(limits.log_bytes_max);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES_MAX);
+        table.set_max_capacity(limits.handles_max);
         State {
-            // No arguments, environment, directory or address: those are lent by name, or not at all.
-            wasi: WasiCtxBuilder::new().stdout(log.clone()).stderr(log.clone()).build(),
+            wasi: wasi(&log, lent.tcp.clone()),
             table,
-            limits: Limits::new(memory_bytes_max),
+            tally: Tally::new(limits, memory_total),
             log,
-            files,
-            sql,
-            dynamodb,
+            files: lent.files.as_ref().map(Directory::for_instance),
+            sql: lent.sql.clone(),
+            dynamodb: lent.dynamodb.clone(),
+            tcp: lent.tcp.clone(),
+            http: Outgoing(lent.http.clone()),
+            http_context: WasiHttpCtx::new(),
+            faults: None,
         }
     }
+
+    /// Counts a use of a capability, which is a trap where there were too many in this call.
+    pub(crate) fn count_host_call(&mut self) -> wasmtime::Result<()> {
+        self.tally.count_host_call()
+    }
+
+    /// The limit that made a call fail with this error.
+    pub(crate) fn exceeded(&self, error: &wasmtime::Error) -> Option<Exceeded> {
+        self.tally.exceeded(error)
+    }
+
+    /// What crosses at once.
+    pub(crate) fn call_bytes_max(&self) -> u32 {
+        u32::try_from(self.tally.limits.call_bytes_max).unwrap_or(u32::MAX)
+    }
+
+    fn begin_call(&mut self) {
+        self.tally.begin_call();
+        self.log.begin_call();
+        if let Some(files) = &self.files {
+            files.begin_call();
+        }
+        if let Some(tables) = &mut self.dynamodb {
+            tables.begin_call();
+        }
+    }
+}
+
+/// No arguments, environment or directory: those are lent by name, or not at all. Of addresses those of granted hosts.
+fn wasi(log: &Log, hosts: Option<Hosts>) -> WasiCtx {
+    let mut builder = WasiCtxBuilder::new();
+    builder.stdout(log.clone()).stderr(log.clone());
+    if let Some(hosts) = hosts {
+        builder.allow_tcp(true).socket_addr_check(move |address, used| {
+            let is_allowed = hosts.allow_use(address, used);
+            Box::pin(async move { is_allowed })
+        });
+    }
+    builder.build()
 }
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http_context, table: &mut self.table, hooks: &mut self.http }
     }
 }
 
@@ -84,34 +137,64 @@ impl Instance {
         pre: &bindings::StrategyPre<State>,
         plugin: &str,
         state: State,
-        deadline: Duration,
+        deadline: Instant,
+        settings: &PluginSettings,
     ) -> Result<Instance> {
         let mut store = Store::new(pre.engine(), state);
         arm(&mut store);
-        match tokio::time::timeout(deadline, pre.instantiate_async(&mut store)).await {
+        match bounded(deadline, settings.cpu_timeout, pre.instantiate_async(&mut store)).await {
             Ok(Ok(strategy)) => Ok(Instance { store, is_unsynced: false, waiting: Vec::new(), strategy }),
             Ok(Err(error)) => Err(trapped(plugin, "instantiate", &error, store.data())),
-            Err(_) => Err(overran(plugin, "instantiate", deadline)),
+            Err(overrun) => Err(overran(plugin, "instantiate", overrun, settings)),
         }
     }
 
     /// The exports, and the store to call one of them with.
     pub(crate) fn parts(&mut self) -> (&repository::Guest, &mut Store<State>) {
-        if let Some(files) = &self.store.data().files {
-            files.begin_call();
-        }
-        if let Some(tables) = &mut self.store.data_mut().dynamodb {
-            tables.begin_call();
-        }
+        self.store.data_mut().begin_call();
+        // Else the first function would yield, because the tick that the last call was given is long over.
+        self.store.set_epoch_deadline(1);
         (self.strategy.larder_storage_repository(), &mut self.store)
     }
 }
 
 /// Puts the store under its limits.
 pub(crate) fn arm(store: &mut Store<State>) {
-    store.limiter(|state| &mut state.limits);
-    store.set_hostcall_fuel(CALL_BYTES_MAX);
-    store.epoch_deadline_async_yield_and_update(1);
+    store.limiter(|state| &mut state.tally);
+    store.set_hostcall_fuel(store.data().tally.limits.call_bytes_max);
+    // Yields so that everything else that is due comes first. Wasmtime's own yield would only go to the end of the queue,
+    // and then an executor that is never idle looks at timers, files and sockets once in 61 turns.
+    store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
+    store.set_epoch_deadline(1);
+}
+
+/// Why a call was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overrun {
+    /// It had not ended at its deadline.
+    Time,
+    /// It computed for too long.
+    Cpu,
+}
+
+/// Runs a call until it ends, its deadline passes or it has computed for `cpu_timeout`. What it waits for is not counted, and
+/// neither is the time in which others had its thread: a plugin that computes comes back soon, so no turn counts for more.
+pub(crate) async fn bounded<T>(
+    deadline: Instant,
+    cpu_timeout: Duration,
+    call: impl Future<Output = T>,
+) -> std::result::Result<T, Overrun> {
+    let mut call = pin!(call);
+    let mut computed = Computed::default();
+    let metered = poll_fn(|context| {
+        let began = std::time::Instant::now();
+        if let Poll::Ready(ended) = call.as_mut().poll(context) {
+            return Poll::Ready(Ok(ended));
+        }
+        let is_over = computed.add(began.elapsed()) > cpu_timeout;
+        if is_over { Poll::Ready(Err(Overrun::Cpu)) } else { Poll::Pending }
+    });
+    tokio::time::timeout_at(deadline, metered).await.unwrap_or(Err(Overrun::Time))
 }
 
 /// Calls that change something: where one does not come back, nobody knows how far it got.
@@ -125,15 +208,11 @@ fn retry_of(operation: &str) -> Retry {
 /// The error of a call that trapped.
 pub(crate) fn trapped(plugin: &str, operation: &str, error: &wasmtime::Error, state: &State) -> Error {
     let retry = retry_of(operation);
-    if let Some(bytes) = state.limits.memory_refused_bytes {
-        let message = format!("plugin `{plugin}` ran out of memory in {operation}");
-        return Error { retry, ..Error::new(Kind::Trap, message) }
-            .caused_by(format!(
-                "it wanted {} MiB and may have {} MiB",
-                bytes.div_ceil(1 << 20),
-                state.limits.memory_bytes_max >> 20
-            ))
-            .hint("raise `plugins.memory_mb_max` in the configuration if the data needs it");
+    if let Some(exceeded) = state.exceeded(error) {
+        let message = format!("plugin `{plugin}` {} in {operation}", exceeded.what());
+        return Error { retry, ..Error::new(exceeded.kind(), message) }
+            .caused_by(exceeded.why(&state.tally.limits))
+            .hint(exceeded.hint());
     }
     let reason = match error.downcast_ref::<Trap>() {
         Some(trap) => trap.to_string(),
@@ -149,54 +228,81 @@ pub(crate) fn trapped(plugin: &str, operation: &str, error: &wasmtime::Error, st
     }
 }
 
+/// The error of a call that would carry more than may cross. Nothing of it was done.
+pub(crate) fn too_large(plugin: &str, operation: &str, limits: &Limits) -> Error {
+    let exceeded = Exceeded::CallBytes;
+    let message = format!("{operation} would hand plugin `{plugin}` too much at once");
+    Error::new(exceeded.kind(), message).caused_by(exceeded.why(limits)).hint(exceeded.hint())
+}
+
 /// The error of a call that did not end in time. Its instance is not used again.
-pub(crate) fn overran(plugin: &str, operation: &str, deadline: Duration) -> Error {
-    let message = format!("plugin `{plugin}` did not end {operation} within {} s", deadline.as_secs_f64());
-    Error { retry: retry_of(operation), ..Error::contract(ErrorKind::Timeout, message) }
-        .hint("raise `plugins.call_timeout` in the configuration if the data needs it")
-}
-
-/// Text from a plugin as one bounded line that a terminal can be shown: control characters are escaped.
-pub(crate) fn one_line(text: &str) -> String {
-    escaped(text, 500)
-}
-
-/// The same for a line of a statement, which is of no use when it is cut.
-pub(crate) fn statement_line(text: &str) -> String {
-    escaped(text, 64_000)
-}
-
-fn escaped(text: &str, chars_max: usize) -> String {
-    let mut line = String::new();
-    for character in text.chars().take(chars_max) {
-        // Controls move the cursor, and bidirectional overrides reorder what is read.
-        if character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
+pub(crate) fn overran(plugin: &str, operation: &str, overrun: Overrun, settings: &PluginSettings) -> Error {
+    let (message, key) = match overrun {
+        Overrun::Time => {
+            let seconds = settings.call_timeout.as_secs_f64();
+            (format!("plugin `{plugin}` did not end {operation} within {seconds} s"), "call_timeout")
         }
-    }
-    line
+        Overrun::Cpu => {
+            let seconds = settings.cpu_timeout.as_secs_f64();
+            (format!("plugin `{plugin}` computed for more than {seconds} s in {operation}"), "cpu_timeout")
+        }
+    };
+    Error { retry: retry_of(operation), ..Error::contract(ErrorKind::Timeout, message) }
+        .hint(format!("raise `plugins.{key}` in the configuration if the data needs it"))
 }
 
-/// Takes all that a plugin prints and keeps its end.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+/// Takes all that a plugin prints, keeps the end of what it printed in this call, and counts the rest.
+#[derive(Clone)]
+struct Log(Arc<Printed>);
+
+struct Printed {
+    bytes_max: usize,
+    /// So that a call which prints nothing costs nothing.
+    is_used: AtomicBool,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    dropped: u64,
+}
 
 impl Log {
+    fn new(bytes_max: usize) -> Log {
+        Log(Arc::new(Printed { bytes_max, is_used: AtomicBool::new(false), kept: Mutex::default() }))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn begin_call(&self) {
+        if self.0.is_used.load(Ordering::Relaxed) {
+            self.0.is_used.store(false, Ordering::Relaxed);
+            *self.kept() = Kept::default();
+        }
+    }
+
     fn push(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        kept.extend_from_slice(&bytes[bytes.len().saturating_sub(LOG_BYTES_MAX)..]);
-        let excess = kept.len().saturating_sub(LOG_BYTES_MAX);
-        kept.drain(..excess);
+        self.0.is_used.store(true, Ordering::Relaxed);
+        let mut kept = self.kept();
+        let end = &bytes[bytes.len().saturating_sub(self.0.bytes_max)..];
+        let excess = (kept.bytes.len() + end.len()).saturating_sub(self.0.bytes_max);
+        kept.bytes.drain(..excess);
+        kept.bytes.extend_from_slice(end);
+        kept.dropped += (excess + bytes.len() - end.len()) as u64;
     }
 
     /// A panic's message stands before the advice about back traces.
     fn last_line(&self) -> Option<String> {
-        let kept = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let text = String::from_utf8_lossy(&kept);
+        let kept = self.kept();
+        let text = String::from_utf8_lossy(&kept.bytes);
         let line = text.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with("note: "))?;
-        Some(one_line(line))
+        Some(match kept.dropped {
+            0 => one_line(line),
+            dropped => format!("{} (of what it printed, {dropped} bytes before that were dropped)", one_line(line)),
+        })
     }
 }
 
@@ -232,7 +338,7 @@ impl wasmtime_wasi::p2::OutputStream for Log {
     }
 
     fn check_write(&mut self) -> wasmtime_wasi::p2::StreamResult<usize> {
-        Ok(LOG_BYTES_MAX)
+        Ok(LOG_WRITE_BYTES)
     }
 }
 

@@ -132,6 +132,18 @@ fn place(binding: &Binding, cursor: &str) -> Option<Place> {
     }
 }
 
+/// The cursor that these bytes, a kind and a place, would be: read, and encoded again; none where they are no place.
+pub(crate) fn again(content: &[u8]) -> Option<String> {
+    let binding = Binding::default();
+    let text = BASE64_URL_SAFE_NO_PAD.encode([content, &checksum(&binding, content)].concat());
+    encode(&binding, &decode(&binding, &text).ok()?).ok()
+}
+
+/// Whether the text is a cursor of a query that nobody asks.
+pub(crate) fn is_of_nobody(text: &str) -> bool {
+    decode(&Binding::default(), text).is_ok()
+}
+
 fn checksum(binding: &Binding, content: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let digest: [u8; 32] = Sha256::new().chain_update(binding).chain_update(content).finalize().into();
     let mut checksum = [0; CHECKSUM_BYTES];

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::{Lease, Repository, Seats, Settled, Store, locked};
 use crate::error::{Error, Result};
+use crate::plugin::instance;
 
 /// Told what became of the flush that a write relied on; an error where its instance ended before.
 pub(super) type Ticket = oneshot::Receiver<Result<()>>;
@@ -69,7 +70,8 @@ impl Store {
     async fn flushed(self: &Arc<Self>, mut lease: Lease, deadline: Instant) -> Result<()> {
         let mut ticket = lease.ticket();
         // Where instances run side by side, who writes next has another one.
-        let is_queued_for = matches!(self.seats, Seats::One(_)) && self.queued_writes.load(Ordering::Relaxed) > 0;
+        let is_queued_for =
+            matches!(lease.edition.seats, Seats::One(_)) && self.queued_writes.load(Ordering::Relaxed) > 0;
         let mut turn = if is_queued_for {
             self.release(lease);
             None
@@ -109,13 +111,13 @@ impl Store {
     ///
     /// It is a call of its own with all the time of one, however long who flushes for others has waited for its turn.
     async fn flush_instance(&self, mut lease: Lease) -> Result<Lease> {
-        let deadline = Instant::now() + self.limits.call_timeout;
+        let deadline = self.deadline();
         let waiting = std::mem::take(&mut lease.instance.waiting);
         let mut waited = None;
         let flushed = loop {
             let ended = {
                 let (guest, store) = lease.instance.parts();
-                tokio::time::timeout_at(deadline, guest.call_flush(store)).await
+                instance::bounded(deadline, self.settings.cpu_timeout, guest.call_flush(store)).await
             };
             drop(waited.take());
             match self.settle(lease, "flush", ended) {
@@ -160,7 +162,7 @@ impl Store {
     fn gone(&self) -> Error {
         let message = format!(
             "the instance of plugin `{}` ended before it flushed: another call trapped, overran its time or was given up",
-            self.plugin.name
+            self.strategy
         );
         Error::contract(ErrorKind::Unavailable, message)
     }
@@ -193,7 +195,7 @@ impl Repository {
     /// before is to be loaded again.
     pub async fn flush(&self) -> Result<()> {
         let store = &self.store;
-        let deadline = Instant::now() + store.limits.call_timeout;
+        let deadline = store.deadline();
         let lease = store.lease(deadline).await?;
         let flushed = match lease.instance.waiting.is_empty() {
             true => store.flush_instance(lease).await,

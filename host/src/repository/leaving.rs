@@ -9,10 +9,12 @@ use std::sync::{Arc, Weak};
 use larder_model::{RestorePoint, entity};
 use tokio::time::Instant;
 
-use super::{Lease, Repository, Seats, Settled, Store, clean, locked};
+use super::{Lease, Repository, Seat, Seats, Settled, Store, clean, locked};
 use crate::error::Result;
-use crate::plugin::bindings::types;
-use crate::plugin::instance::{self, one_line};
+use crate::plugin::Plugin;
+use crate::plugin::bindings::{StrategyPre, types};
+use crate::plugin::instance::{self, State};
+use crate::text::one_line;
 
 /// Held by the handles on a store, and not by what the host keeps of it.
 pub(super) struct Use(pub(super) Arc<Store>);
@@ -20,7 +22,7 @@ pub(super) struct Use(pub(super) Arc<Store>);
 impl Drop for Use {
     /// Nobody is left who could flush what was loaded, and until then it may hold a lock.
     fn drop(&mut self) {
-        match &self.0.seats {
+        match &self.0.edition().seats {
             Seats::One(seat) => {
                 if let Ok(mut seat) = seat.try_lock() {
                     seat.take_if(|instance| instance.is_unsynced);
@@ -39,6 +41,21 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
+    /// The store's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.store.name
+    }
+
+    /// The version of the plugin that serves it.
+    pub(crate) fn plugin(&self) -> Arc<Plugin> {
+        self.store.edition().plugin.clone()
+    }
+
+    /// Lets another version of the plugin serve it, see [`super::edition`].
+    pub(crate) async fn replace(&self, plugin: Plugin, pre: StrategyPre<State>) -> Result<()> {
+        self.store.replace(plugin, pre).await
+    }
+
     /// Whether there is a handle on it.
     pub(crate) fn is_used(&self) -> bool {
         self.used.strong_count() > 0
@@ -55,37 +72,50 @@ impl Kept {
 impl Store {
     /// Closes every instance that is idle, whatever becomes of the one before it.
     async fn close(self: &Arc<Self>) -> Result<()> {
-        let deadline = Instant::now() + self.limits.call_timeout;
+        let deadline = self.deadline();
         let fresh = self.scrutiny.fresh_instances;
-        let idle = match &self.seats {
+        let idle = match &self.edition().seats {
             Seats::One(_) => 1,
             Seats::Many { idle, .. } => locked(idle).len(),
         };
         let mut closed = Ok(());
         for _ in 0..idle.max(usize::from(fresh)) {
-            let (seat, instance) = self.seat(deadline).await?;
+            let (edition, seat, instance) = self.seat(deadline).await?;
             let instance = match instance {
                 Some(instance) => instance,
                 // Where none is kept, one is opened to be closed: what others left is put in order all the same.
-                None if fresh => self.open_instance(deadline).await?,
+                None if fresh => self.open_instance(&edition, deadline).await?,
                 None => break,
             };
-            closed = closed.and(self.close_instance(Lease { instance, seat }, deadline).await);
+            closed = closed.and(self.close_instance(Lease { instance, seat, edition }, deadline).await);
         }
         closed
     }
 
     /// Whatever comes of it, the instance is not used again.
-    async fn close_instance(self: &Arc<Self>, mut lease: Lease, deadline: Instant) -> Result<()> {
+    pub(super) async fn close_instance(self: &Arc<Self>, lease: Lease, deadline: Instant) -> Result<()> {
+        self.close_and_keep_seat(lease, deadline).await?.1
+    }
+
+    /// The same where nobody else is to get the seat yet. Where it cannot be flushed, the seat is free.
+    pub(super) async fn close_and_keep_seat(
+        self: &Arc<Self>,
+        mut lease: Lease,
+        deadline: Instant,
+    ) -> Result<(Seat, Result<()>)> {
         if lease.instance.is_unsynced {
             lease = self.flush_for_all(lease).await?;
         }
-        let plugin = &self.plugin.name;
+        let closed = self.close_called(&mut lease, deadline).await;
+        Ok((lease.seat, closed))
+    }
+
+    async fn close_called(&self, lease: &mut Lease, deadline: Instant) -> Result<()> {
         let mut waited = None;
         loop {
             let ended = {
                 let (guest, store) = lease.instance.parts();
-                tokio::time::timeout_at(deadline, guest.call_close(store)).await
+                instance::bounded(deadline, self.settings.cpu_timeout, guest.call_close(store)).await
             };
             drop(waited.take());
             self.scrutiny.note("close");
@@ -95,8 +125,8 @@ impl Store {
                     waited = Some(self.wait_for_lock(deadline).await?);
                 }
                 Ok(Ok(Err(error))) => return Err(self.advised(clean(error))),
-                Ok(Err(error)) => return Err(instance::trapped(plugin, "close", &error, lease.instance.store.data())),
-                Err(_) => return Err(instance::overran(plugin, "close", self.limits.call_timeout)),
+                Ok(Err(error)) => return Err(self.trapped("close", &error, lease.instance.store.data())),
+                Err(overrun) => return Err(self.overran("close", overrun)),
             }
         }
     }
@@ -157,7 +187,7 @@ impl Repository {
     /// `not-found` where [`Repository::restore_points`] has no point of that name.
     pub async fn restore(&self, name: &str) -> Result<Vec<String>> {
         let store = &self.store;
-        let deadline = Instant::now() + store.limits.call_timeout;
+        let deadline = store.deadline();
         let (done, lease) =
             leased!(store, lease_flushed(deadline), "restore", |guest, context| guest.call_restore(context, name));
         store.release(lease);

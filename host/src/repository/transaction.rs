@@ -12,7 +12,6 @@ use larder_model::{
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
 use wasmtime::component::ResourceAny;
 
 use super::{Lease, Repository, Settled, Store, clean};
@@ -74,27 +73,30 @@ macro_rules! within {
             let $resource = open.resource;
             let (guest, $context) = open.lease.instance.parts();
             let $guest = guest.transaction();
-            tokio::time::timeout(store.limits.call_timeout, $call).await
+            instance::bounded(store.deadline(), store.settings.cpu_timeout, $call).await
         };
         store.scrutiny.note($operation);
+        if let Ok(Ok(_)) = ended {
+            store.note_answer();
+        }
         match ended {
             Ok(Ok(Ok(value))) => value,
             Ok(Ok(Err(error))) => return Err(store.advised(clean(error))),
             Ok(Err(error)) => {
-                let error = instance::trapped(&store.plugin.name, $operation, &error, open.lease.instance.store.data());
+                let error = store.trapped($operation, &error, open.lease.instance.store.data());
                 *slot = None;
                 return Err(error);
             }
-            Err(_) => {
+            Err(overrun) => {
                 *slot = None;
-                return Err(instance::overran(&store.plugin.name, $operation, store.limits.call_timeout));
+                return Err(store.overran($operation, overrun));
             }
         }
     }};
 }
 
 fn expired(store: &Store) -> Error {
-    let seconds = store.limits.transaction_timeout.as_secs_f64();
+    let seconds = store.settings.transaction_timeout.as_secs_f64();
     Error::contract(ErrorKind::Timeout, format!("the transaction was rolled back after {seconds} s, or by an error"))
         .hint("begin again; `plugins.transaction_timeout` is its time")
 }
@@ -111,7 +113,7 @@ impl Repository {
     pub async fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
         let store = &self.store;
         let isolation = isolation.map(bindings::isolation_into);
-        let deadline = Instant::now() + store.limits.call_timeout;
+        let deadline = store.deadline();
         // It may keep the instance for long, and those that wait for a flush of it do not wait for that.
         let (resource, lease) = leased!(store, lease_flushed(deadline), "begin", |guest, context| guest
             .call_begin(context, isolation, read_only));
@@ -121,7 +123,7 @@ impl Repository {
 
 impl Transaction {
     fn new(repository: Repository, open: Open) -> Transaction {
-        let timeout: Duration = repository.store.limits.transaction_timeout;
+        let timeout: Duration = repository.store.settings.transaction_timeout;
         let open = Arc::new(Mutex::new(Some(open)));
         let watched = open.clone();
         let watchdog = tokio::spawn(async move {
@@ -143,6 +145,8 @@ impl Transaction {
         for id in ids {
             entity::check_id(id)?;
         }
+        let bytes = ids.iter().map(String::len).sum();
+        self.repository.store.check_request("transaction.get", ids.len(), bytes)?;
         let answers = within!(self, "transaction.get", |guest, context, resource| guest
             .call_get(context, resource, collection, ids, for_update));
         self.repository.check_answers(collection, ids, answers)
@@ -161,13 +165,16 @@ impl Transaction {
     /// Many writes at once. After an error the transaction can only be rolled back.
     pub async fn apply(&mut self, writes: Vec<Write>) -> Result<Vec<Outcome>> {
         let count = writes.len();
-        let writes: Vec<_> = writes.into_iter().map(bindings::write_into).collect();
+        let writes = self.repository.writes_into("transaction.apply", writes)?;
         let now = crate::clock::now();
         let outcomes = within!(self, "transaction.apply", |guest, context, resource| guest
             .call_apply(context, resource, &writes, &now));
         if outcomes.len() != count {
             let what = format!("answers {count} writes with {} outcomes", outcomes.len());
             return Err(self.repository.store.misbehaved(what));
+        }
+        for (write, outcome) in writes.iter().zip(&outcomes) {
+            self.repository.check_outcome(write, outcome)?;
         }
         Ok(outcomes.into_iter().map(bindings::outcome_from).collect())
     }
@@ -222,14 +229,15 @@ impl Transaction {
         let store = &self.repository.store;
         let Some(Open { mut lease, resource }) = self.open.lock().await.take() else { return Err(expired(store)) };
         let operation = if commit { "transaction.commit" } else { "transaction.rollback" };
-        let deadline = Instant::now() + store.limits.call_timeout;
+        let deadline = store.deadline();
         let ended = {
             let (guest, context) = lease.instance.parts();
             let guest = guest.transaction();
+            let cpu_timeout = store.settings.cpu_timeout;
             if commit {
-                tokio::time::timeout_at(deadline, guest.call_commit(context, resource)).await
+                instance::bounded(deadline, cpu_timeout, guest.call_commit(context, resource)).await
             } else {
-                tokio::time::timeout_at(deadline, guest.call_rollback(context, resource)).await
+                instance::bounded(deadline, cpu_timeout, guest.call_rollback(context, resource)).await
             }
         };
         match store.settle(lease, operation, ended)? {

@@ -66,7 +66,10 @@ where
         _ => Failure::new(
             Class::Final,
             ErrorKind::InvalidArgument,
-            format!("the request cannot be made: {}", chain(&error).last().map(String::as_str).unwrap_or_default()),
+            format!(
+                "the request cannot be made: {}",
+                without_identities(chain(&error).last().map(String::as_str).unwrap_or_default())
+            ),
         ),
     }
 }
@@ -89,7 +92,7 @@ pub(super) fn code_of<E: ProvideErrorMetadata>(failed: &Failed<E>) -> Option<&st
 fn of_service<E: ProvideErrorMetadata>(answer: E) -> Failure<E> {
     let code = answer.code().unwrap_or_default().to_owned();
     let said = answer.message().unwrap_or_default().trim_end_matches('.').to_owned();
-    let described = if said.is_empty() { code.clone() } else { said };
+    let described = if said.is_empty() { code.clone() } else { without_identities(&said) };
     let mut failure = of_code(&code, described);
     failure.answer = Some(Box::new(answer));
     failure
@@ -153,7 +156,22 @@ fn of_code<E>(code: &str, said: String) -> Failure<E> {
 
 /// What a reason means for which a transaction was cancelled.
 pub(super) fn of_reason(code: &str, message: &str) -> Error {
-    of_code::<()>(code, message.trim_end_matches('.').to_owned()).error
+    of_code::<()>(code, without_identities(message.trim_end_matches('.'))).error
+}
+
+/// What the service says without who asked and of what: a plugin is told it too. A refusal names the user, the account and
+/// the resource; what remains is the action.
+fn without_identities(said: &str) -> String {
+    let is_account = |word: &str| word.len() == 12 && word.bytes().all(|byte| byte.is_ascii_digit());
+    let hide = |word: &str| {
+        let bare = word.trim_matches(|sign: char| !sign.is_alphanumeric());
+        if bare.contains("arn:") || bare.contains("://") || is_account(bare) {
+            "…".to_owned()
+        } else {
+            word.to_owned()
+        }
+    };
+    said.split(' ').map(hide).collect::<Vec<_>>().join(" ")
 }
 
 fn of_credentials<E>(error: &(dyn std::error::Error + 'static)) -> Option<Failure<E>> {
@@ -204,4 +222,24 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
         next = error.source();
     }
     said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_action_and_neither_user_account_nor_endpoint() {
+        let said = "User: arn:aws:iam::123456789012:user/alice is not authorized to perform: dynamodb:GetItem on resource: \
+                    arn:aws:dynamodb:us-east-1:123456789012:table/hostfactory_requests because of account 123456789012 at \
+                    https://dynamodb.us-east-1.amazonaws.com/";
+        let error = of_reason("AccessDenied", said);
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert_eq!(
+            error.message,
+            "DynamoDB: User: … is not authorized to perform: dynamodb:GetItem on resource: … because of account … at …"
+        );
+        let other = of_reason("ValidationException", "The provided key element does not match the schema.");
+        assert_eq!(other.message, "DynamoDB: The provided key element does not match the schema");
+    }
 }

@@ -572,11 +572,16 @@ fn not_connected(error: sqlx::Error) -> Error {
             Retry::Never,
         ),
         sqlx::Error::Io(error) => unavailable(format!("PostgreSQL cannot be reached: {}", error.kind()), Retry::Safe),
-        sqlx::Error::Tls(error) => unavailable(
-            format!("the connection to PostgreSQL cannot be encrypted as `ssl_mode` asks: {error}"),
+        // Why not may have the host's name in it, or the path of a certificate.
+        sqlx::Error::Tls(_) => unavailable(
+            "the connection to PostgreSQL cannot be encrypted as `ssl_mode` and `ssl_root_cert` ask: does the server \
+             support TLS?"
+                .to_owned(),
             Retry::Never,
         ),
-        sqlx::Error::Configuration(error) => Error::invalid(format!("the connection to PostgreSQL: {error}")),
+        sqlx::Error::Configuration(_) => {
+            Error::invalid("the connection to PostgreSQL cannot be made as it is described")
+        }
         _ => unavailable("PostgreSQL broke the connection off while it was made".to_owned(), Retry::Safe),
     }
 }
@@ -593,7 +598,13 @@ fn translate(error: sqlx::Error) -> Error {
         sqlx::Error::Protocol(message) if message.contains("too many arguments") => {
             Error::new(ErrorKind::LimitExceeded, "a statement has at most 65,535 parameters")
         }
-        other => Error { retry: Retry::Safe, ..Error::new(ErrorKind::Unavailable, format!("PostgreSQL: {other}")) },
+        sqlx::Error::Protocol(message) => {
+            Error { retry: Retry::Safe, ..Error::new(ErrorKind::Unavailable, format!("PostgreSQL: {message}")) }
+        }
+        // Others may tell of the server what a plugin is not to know.
+        _ => {
+            Error { retry: Retry::Safe, ..Error::new(ErrorKind::Unavailable, "the connection to PostgreSQL broke off") }
+        }
     }
 }
 
@@ -624,6 +635,10 @@ fn from_postgres(error: &PgDatabaseError) -> Error {
     let message = match kind {
         ErrorKind::InvalidArgument => format!("the database refused a statement: {message}"),
         ErrorKind::Internal => format!("PostgreSQL: {message} ({code})"),
+        // Of a connection, and of who connects: what the server says names hosts and users.
+        _ if code.starts_with("08") || code.starts_with("28") => {
+            format!("PostgreSQL refuses or loses the connection ({code})")
+        }
         _ => message.to_owned(),
     };
     Error { retry, ..Error::new(kind, message) }

@@ -5,12 +5,19 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::cli::{Format, PluginsTestArgs};
+use crate::conformance::faults::{self, Options, Task, TrialReport};
 use crate::conformance::{self, CaseReport, Instances, Subject, Verdict};
 use crate::error::{Error, Kind, Result};
 use crate::output::{self, Printer};
-use crate::plugin::instance::one_line;
+use crate::text::one_line;
 
 pub(in crate::command) async fn run(printer: &mut Printer, args: &PluginsTestArgs) -> Result<()> {
+    if args.until_killed {
+        return be_killed(printer, args).await;
+    }
+    if args.list && args.faults {
+        return faults::operations().try_for_each(|name| printer.result(name, &json!({ "operation": name })));
+    }
     if args.list {
         return conformance::names().try_for_each(|name| printer.result(name, &json!({ "case": name })));
     }
@@ -20,6 +27,9 @@ pub(in crate::command) async fn run(printer: &mut Printer, args: &PluginsTestArg
     let file = plugin.path.display().to_string();
     if printer.format() == Format::Text {
         output::note(format!("testing {} {} ({file})", plugin.name, one_line(&plugin.description.version)));
+    }
+    if args.faults {
+        return try_faults(printer, &subject, args).await;
     }
     let mut printed = Ok(());
     let reports = conformance::run(&subject, &args.case, |report| {
@@ -131,4 +141,125 @@ fn sum_up(printer: &mut Printer, subject: &Subject, reports: &[CaseReport]) -> R
             .hint("--case NAME runs one case; the line of the suite that is named says what it looks at"));
     }
     Ok(())
+}
+
+/// Every fault, one line each for a program; for people one an operation, and the faults that showed something.
+async fn try_faults(printer: &mut Printer, subject: &Subject, args: &PluginsTestArgs) -> Result<()> {
+    let program = std::env::current_exe().map_err(|error| {
+        Error::refused("cannot tell which program this is, to run it as a host that is killed").caused_by(error)
+    })?;
+    let options = Options { words: &args.case, every: args.every as usize, program: &program };
+    let mut printed = Ok(());
+    let mut operation = Operation::default();
+    let reports = faults::run(subject, &options, |report| {
+        if printed.is_ok() {
+            printed = tell_trial(printer, report, &mut operation);
+        }
+    })
+    .await?;
+    printed?;
+    operation.tell(printer)?;
+    sum_up_faults(printer, subject, &reports)
+}
+
+/// What was tried in one operation.
+#[derive(Default)]
+struct Operation {
+    name: &'static str,
+    passed: usize,
+}
+
+impl Operation {
+    fn tell(&self, printer: &mut Printer) -> Result<()> {
+        match self.passed {
+            0 => Ok(()),
+            count => printer.text(format!("passed         {}, {count} faults", self.name)),
+        }
+    }
+}
+
+fn tell_trial(printer: &mut Printer, report: &TrialReport, operation: &mut Operation) -> Result<()> {
+    let TrialReport { trial, verdict, took } = report;
+    if operation.name != trial.operation {
+        operation.tell(printer)?;
+        *operation = Operation { name: trial.operation, passed: 0 };
+    }
+    let mut value = json!({
+        "operation": trial.operation,
+        "call": trial.call,
+        "calls": trial.calls,
+        "function": trial.function,
+        "about": trial.about,
+        "fault": trial.fault.name(),
+        "verdict": verdict.name(),
+        "milliseconds": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+    });
+    let word = match verdict {
+        Verdict::Passed => {
+            operation.passed += 1;
+            return printer.record(&value);
+        }
+        Verdict::Failed { .. } => "FAILED       ",
+        Verdict::Undeclared { .. } | Verdict::NotRun { .. } => "COULD NOT RUN",
+    };
+    let mut text = format!(
+        "{word}  {}, call {} of {}: {} {}: {}",
+        trial.operation,
+        trial.call,
+        trial.calls,
+        trial.function,
+        trial.about,
+        trial.fault.name()
+    );
+    if let Verdict::Failed { reason, .. } | Verdict::NotRun { reason } = verdict {
+        value["reason"] = reason.as_str().into();
+        text.push_str(&format!("\n               {}", one_line(reason)));
+    }
+    if let Verdict::Failed { at: Some(at), .. } = verdict {
+        value["at"] = at.as_str().into();
+        text.push_str(&format!("\n               at {at}"));
+    }
+    printer.result(text, &value)
+}
+
+fn sum_up_faults(printer: &mut Printer, subject: &Subject, reports: &[TrialReport]) -> Result<()> {
+    let count = |name: &str| reports.iter().filter(|report| report.verdict.name() == name).count();
+    let [passed, failed, not_run] = ["passed", "failed", "not-run"].map(count);
+    let plugin = subject.plugin();
+    let calls = reports.first().map_or(0, |report| report.trial.calls);
+    let text = format!(
+        "\n{}: {} faults at {calls} calls to the host, {passed} passed, {failed} failed, {not_run} could not run",
+        plugin.name,
+        reports.len()
+    );
+    let value = json!({
+        "plugin": plugin.name,
+        "version": plugin.description.version,
+        "sha256": plugin.sha256,
+        "calls": calls,
+        "passed": passed,
+        "failed": failed,
+        "not_run": not_run,
+    });
+    printer.result(text, &value)?;
+    if not_run > 0 {
+        let message = format!("{not_run} faults could not be tried, and say nothing of the plugin");
+        output::warning(printer.format(), &message);
+    }
+    if failed > 0 {
+        let message =
+            format!("plugin `{}` does not keep the contract where something goes wrong: {failed} failed", plugin.name);
+        return Err(Error::new(Kind::Differs, message).hint(
+            "--case NAME tries the faults of one operation; the line of the suite that is named says what it looks at",
+        ));
+    }
+    Ok(())
+}
+
+/// The other end of a trial in which the host is killed.
+async fn be_killed(printer: &mut Printer, args: &PluginsTestArgs) -> Result<()> {
+    let text = std::io::read_to_string(std::io::stdin())
+        .map_err(|error| Error::usage("standard input cannot be read").caused_by(error))?;
+    let task = Task::from_text(&text)?;
+    faults::run_until_killed(&args.file, task, |line| printer.record(line).and_then(|()| printer.finish())).await
 }

@@ -4,16 +4,21 @@
 //!
 //! It wants every capability, so a store that was granted less must not load it.
 
+use std::net::ToSocketAddrs;
+use std::time::Duration;
+
 use larder_guest::{FileStat, Files, LockMode, Sql, SqlTransaction, SqlValue, Strategy};
 use larder_model::{
-    Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Features, Isolation, Loaded, Opened, Outcome,
-    Page, Query, RestorePoint, Result, Violation, Write, filter::Filter, json,
+    Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Expectation, Features, Isolation, Loaded,
+    Opened, Outcome, Page, Query, RestorePoint, Result, Violation, Write, filter::Filter, json,
 };
 use serde_json::{Value, json};
 
 /// What it writes, so that tests can look for it where it should not be.
 const MARK: &[u8] = b"the puppet was here";
 const READ_BYTES_MAX: u32 = 1 << 20;
+/// What would clear a terminal, turn around what is read and forge lines, if it got there.
+const FORGED: &str = "x\u{1b}[2J\u{9b}2J\u{7f}\u{202e}\u{2028}\nforged: y\r\nforged: z";
 
 #[cfg(target_family = "wasm")]
 larder_guest::export_strategy!(crate::Puppet<larder_guest::HostFiles, larder_guest::HostSql>);
@@ -66,6 +71,18 @@ impl<F: Files, S: Sql> Puppet<F, S> {
                 let mut held = Vec::new();
                 loop {
                     held.push(files.try_acquire(&format!("lock-{}", held.len()), LockMode::Exclusive)?);
+                }
+            }
+            "hold-replacements" => {
+                let mut held = Vec::new();
+                loop {
+                    held.push(files.replace(&format!("file-{}", held.len()))?);
+                }
+            }
+            "hold-transactions" => {
+                let mut held = Vec::new();
+                loop {
+                    held.push(self.sql.begin(None, true)?);
                 }
             }
             "dialect" => Ok(format!("{:?}", self.sql.dialect())),
@@ -145,6 +162,29 @@ impl<F: Files, S: Sql> Puppet<F, S> {
             "spin" => loop {
                 std::hint::black_box(());
             },
+            "stat-forever" => loop {
+                files.stat("absent")?;
+            },
+            "sleep-forever" => loop {
+                std::thread::sleep(Duration::from_millis(1));
+            },
+            "sleep-long" => {
+                std::thread::sleep(Duration::from_secs(3600));
+                Ok(String::new())
+            }
+            "print-forever" => loop {
+                println!("{}", "flood ".repeat(600));
+            },
+            "print-and-panic" => {
+                for n in 0..2000 {
+                    println!("line {n} of what nobody needs to read");
+                }
+                panic!("drowned");
+            }
+            "resolve" => match (object, 80).to_socket_addrs() {
+                Ok(addresses) => Ok(format!("{:?}", addresses.collect::<Vec<_>>())),
+                Err(error) => Err(Error::invalid(error.to_string())),
+            },
             "allocate" => {
                 let mut held = Vec::new();
                 loop {
@@ -173,7 +213,7 @@ impl<F: Files, S: Sql> Puppet<F, S> {
     }
 
     fn told(&self, collection: &str, id: &str, answer: &str, value: &str) -> Result<Entity> {
-        let mut body = json!({ "answer": answer, "value": value });
+        let mut body = json!({ "answer": answer, "value": value, "version": 1 });
         body[self.key(collection)?] = Value::from(id);
         Ok(Entity { id: id.to_owned(), version: 1, body: body.to_string().into_bytes() })
     }
@@ -209,25 +249,21 @@ fn descend(depth: u64) -> u64 {
     if std::hint::black_box(true) { descend(depth + 1) + frame[63] } else { frame[0] }
 }
 
-fn silent<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Unsupported, "the puppet only does what it is asked for by id"))
-}
-
 impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
-    type Transaction = ();
+    type Transaction = Prop;
 
     fn describe() -> Description {
         Description {
             strategy: "puppet".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: Features::default(),
-            isolations: Vec::new(),
+            features: Features { transactions: true, ..Features::default() },
+            isolations: vec![Isolation::Serializable],
             max_atomic_writes: 0,
             max_entity_bytes: 1 << 20,
             config_schema: json!({
                 "type": "object",
                 "additionalProperties": false,
-                "properties": { "lie": { "type": "string", "description": "Which answer is untrue." } }
+                "properties": { "lie": { "type": "string", "description": format!("Which answer is untrue. {FORGED}") } }
             })
             .to_string(),
         }
@@ -236,10 +272,16 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
     fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
         let section = json::parse_object(config.as_bytes())?;
         let lie = section.get("lie").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Ok((
-            Puppet { files: F::default(), sql: S::default(), collections, lie },
-            Opened { has_rules: true, ..Opened::default() },
-        ))
+        match lie.as_str() {
+            "panic in open" => panic!("before it began"),
+            "spin in open" => loop {
+                std::hint::black_box(());
+            },
+            _ => {}
+        }
+        let warnings = if lie == "forges" { vec![FORGED.to_owned()] } else { Vec::new() };
+        let opened = Opened { has_rules: true, warnings, ..Opened::default() };
+        Ok((Puppet { files: F::default(), sql: S::default(), collections, lie }, opened))
     }
 
     fn stored_collections(&mut self) -> Result<Vec<String>> {
@@ -247,11 +289,15 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
     }
 
     fn prepare(&mut self, _dry_run: bool, _extend: bool) -> Result<Vec<String>> {
-        Ok(Vec::new())
+        Ok(if self.lies("forges") { vec![FORGED.replace('\n', " ")] } else { Vec::new() })
     }
 
     fn check(&mut self) -> Result<String> {
-        Ok(if self.lies("findings") { "all is well" } else { r#"{"reachable": true}"# }.to_owned())
+        Ok(match self.lie.as_str() {
+            "findings" => "all is well".to_owned(),
+            "forges" => json!({ FORGED: FORGED, "findings": [{ "level": FORGED, "message": FORGED }] }).to_string(),
+            _ => r#"{"reachable": true}"#.to_owned(),
+        })
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -286,7 +332,8 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
         let key = self.key(collection)?;
         let mut answers = Vec::new();
         for id in ids {
-            let entity = |body: String| Entity { id: id.to_owned(), version: 1, body: body.into_bytes() };
+            let bytes = |body: Vec<u8>| Entity { id: id.to_owned(), version: 1, body };
+            let entity = |body: String| bytes(body.into_bytes());
             let answer = match id.as_str() {
                 "answer less" => continue,
                 "answer nothing" => {
@@ -300,6 +347,12 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
                 "answer no JSON" => entity(format!("{{\"{key}\": ")),
                 "answer a member twice" => entity(format!("{{\"{key}\": \"another\", \"{key}\": \"{id}\"}}")),
                 "answer depth" => entity(format!("{{\"{key}\": \"{id}\", \"a\": {}", "[".repeat(1 << 16))),
+                "answer no UTF-8" => {
+                    bytes([br#"{"a": "\xff", "#, format!("\"{key}\": \"{id}\"}}").as_bytes()].concat())
+                }
+                "answer another version" => entity(json!({ key: id, "version": 2 }).to_string()),
+                "answer a version that is none" => entity(json!({ key: id, "version": -1 }).to_string()),
+                "answer far too much" => bytes(vec![b' '; 16 << 20]),
                 "answer too much" => self.told(collection, id, "ok", &"x".repeat(1 << 20))?,
                 "fail" | "wait" => return self.attempt(id).and(Ok(Vec::new())),
                 _ => match self.attempt(id) {
@@ -325,7 +378,24 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
             notes: Vec::new(),
             cost: None,
         };
+        let cursor = query.cursor.as_deref().and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
         match self.lie.as_str() {
+            "forges" => {
+                page.index_used = Some(FORGED.to_owned());
+                page.notes = vec![FORGED.to_owned()];
+                page.cost = Some((1.0, FORGED.to_owned()));
+                page.entities = vec![self.told(collection, "some", FORGED, FORGED)?];
+            }
+            "endless pages" => {
+                page.entities.clear();
+                page.next = Some((cursor + 1).to_le_bytes().to_vec());
+            }
+            "cursors in a circle" => page.next = Some((cursor % 5 + 1).to_le_bytes().to_vec()),
+            "unsorted" => {
+                page.entities = vec![self.told(collection, "b", "ok", "")?, self.told(collection, "a", "ok", "")?];
+            }
+            "sorted within pages" => page.next = Some((cursor + 1).to_le_bytes().to_vec()),
+            "negative cost" => page.cost = Some((-1.0, "coins".to_owned())),
             "more than a page" => page.entities = vec![page.entities[0].clone(); query.limit as usize + 1],
             "same cursor" => page.next = Some(b"again".to_vec()),
             "wrong key" => page.entities[0].id = "other".to_owned(),
@@ -335,12 +405,22 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
     }
 
     fn count(&mut self, _collection: &str, _filter: Option<&Filter>) -> Result<Option<u64>> {
-        Ok(None)
+        Ok(self.lies("countless").then_some(u64::MAX))
     }
 
-    fn scan(&mut self, collection: &str, _: u32, _: u32, _cursor: Option<&[u8]>, _: u32) -> Result<Batch> {
+    fn scan(&mut self, collection: &str, _: u32, _: u32, cursor: Option<&[u8]>, max_bytes: u32) -> Result<Batch> {
         let next = self.lies("same cursor").then(|| b"again".to_vec());
         let mut batch = Batch { entities: self.some(collection)?, next };
+        let cursor = cursor.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+        match self.lie.as_str() {
+            "endless pages" => batch.next = Some((cursor + 1).to_le_bytes().to_vec()),
+            "cursors in a circle" => batch.next = Some((cursor % 5 + 1).to_le_bytes().to_vec()),
+            "more than a batch" => {
+                let large = self.told(collection, "large", "ok", &"x".repeat(1000))?;
+                batch.entities = vec![large; max_bytes as usize / 1000 + 2];
+            }
+            _ => {}
+        }
         if self.lies("wrong key") {
             batch.entities[0].id = "other".to_owned();
         }
@@ -352,7 +432,16 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
         if self.lies("panic") {
             panic!("in the middle of a write");
         }
-        Ok(vec![Ok(Outcome { version: 1, existed: false }); count])
+        let outcome = |write: &Write| match (self.lie.as_str(), expected(write)) {
+            ("version back", Expectation::Version(version)) => Outcome { version: version - 1, existed: true },
+            ("version stays", Expectation::Version(version)) => Outcome { version, existed: true },
+            ("version 0", _) => Outcome { version: 0, existed: false },
+            ("wrote what was there", _) => Outcome { version: 2, existed: true },
+            ("wrote what was not there", _) => Outcome { version: 1, existed: false },
+            (_, Expectation::Version(version)) => Outcome { version: version + 1, existed: true },
+            (_, expect) => Outcome { version: 1, existed: expect == Expectation::Present },
+        };
+        Ok(writes.iter().take(count).map(|write| Ok(outcome(write))).collect())
     }
 
     fn load(&mut self, _collection: &str, entities: Vec<Entity>, _existing: Existing) -> Result<Loaded> {
@@ -360,6 +449,7 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
         let refusal = Error::new(ErrorKind::Rejected, "no");
         Ok(match self.lie.as_str() {
             "written" => Loaded { written: u64::MAX, unchanged: count, ..Loaded::default() },
+            "refused twice" => Loaded { refused: vec![(0, refusal.clone()), (0, refusal)], ..Loaded::default() },
             "refused" => Loaded { written: count - 1, refused: vec![(9, refusal)], ..Loaded::default() },
             // It says that it wrote them.
             _ => Loaded { written: count, ..Loaded::default() },
@@ -371,27 +461,52 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
         Ok(if self.lies("violation") { vec![Violation { entity: 99, rule }] } else { Vec::new() })
     }
 
-    fn begin(&mut self, _isolation: Option<Isolation>, _read_only: bool) -> Result<()> {
-        silent()
+    fn begin(&mut self, _isolation: Option<Isolation>, _read_only: bool) -> Result<Prop> {
+        Ok(Prop { breaks: self.lies("panic in a destructor") })
     }
 
-    fn transaction_get(&mut self, _: &mut (), _: &str, _: &[String], _: bool) -> Result<Vec<Option<Entity>>> {
-        silent()
+    fn transaction_get(
+        &mut self,
+        _: &mut Prop,
+        collection: &str,
+        ids: &[String],
+        _: bool,
+    ) -> Result<Vec<Option<Entity>>> {
+        self.get(collection, ids)
     }
 
-    fn transaction_find(&mut self, _: &mut (), _: &str, _: &Query) -> Result<Page> {
-        silent()
+    fn transaction_find(&mut self, _: &mut Prop, collection: &str, query: &Query) -> Result<Page> {
+        self.find(collection, query)
     }
 
-    fn transaction_apply(&mut self, _: &mut (), _: Vec<Write>, _: &str) -> Result<Vec<Outcome>> {
-        silent()
+    fn transaction_apply(&mut self, _: &mut Prop, writes: Vec<Write>, now: &str) -> Result<Vec<Outcome>> {
+        self.apply(writes, true, now)?.into_iter().collect()
     }
 
-    fn commit(&mut self, (): ()) -> Result<()> {
-        silent()
+    fn commit(&mut self, _: Prop) -> Result<()> {
+        assert!(!self.lies("panic in commit"), "at the last moment");
+        Ok(())
     }
 
-    fn rollback(&mut self, (): ()) -> Result<()> {
-        silent()
+    fn rollback(&mut self, _: Prop) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// An open transaction of the puppet's.
+pub struct Prop {
+    breaks: bool,
+}
+
+impl Drop for Prop {
+    fn drop(&mut self) {
+        assert!(!self.breaks, "while it was put away");
+    }
+}
+
+fn expected(write: &Write) -> Expectation {
+    match write {
+        Write::Put(put) => put.expect,
+        Write::Remove(removal) => removal.expect,
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! It declares no feature, applies no filter and sorts nothing: what a strategy leaves, the host does. Tests drop it into
 //! a plugins directory beside the shipped ones, and the host knows it by its file alone.
+//!
+//! With `careless` in its section it makes a mistake that shows only where something goes wrong.
 
 use larder_guest::{Files, LockMode, Strategy};
 use larder_model::{
     Batch, Collection, Description, Entity, Error, ErrorKind, Existing, Features, Isolation, Loaded, Opened, Outcome,
-    Page, Query, Result, Violation, Write, entity, filter::Filter, json,
+    Page, Query, Result, Retry, Violation, Write, entity, filter::Filter, json,
 };
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -28,6 +30,7 @@ pub struct Shelf<F> {
     files: F,
     collections: Vec<Collection>,
     extension: String,
+    careless: String,
 }
 
 impl<F: Files> Shelf<F> {
@@ -56,7 +59,11 @@ impl<F: Files> Shelf<F> {
 
     /// What a file holds, under the id that it says.
     fn read(&self, collection: &Collection, path: &str) -> Result<Option<Entity>> {
-        let Some(body) = self.files.read(path, 0, ENTITY_BYTES_MAX + 1)? else { return Ok(None) };
+        let body = match self.files.read(path, 0, ENTITY_BYTES_MAX + 1) {
+            Err(_) if self.is_careless("what cannot be read is not there") => None,
+            body => body?,
+        };
+        let Some(body) = body else { return Ok(None) };
         if body.len() > ENTITY_BYTES_MAX as usize {
             return Err(Error::corrupt(format!("{path} is larger than an entity can be")));
         }
@@ -82,9 +89,22 @@ impl<F: Files> Shelf<F> {
             return Err(Error::invalid(format!("an entity has at most {ENTITY_BYTES_MAX} bytes")));
         }
         Self::check_members(&json::parse_object(body)?)?;
-        let replacement = self.files.replace(&self.path(collection, id))?;
+        let path = self.path(collection, id);
+        if self.is_careless("in place") {
+            self.files.remove(&path)?;
+            return self.files.append(&path, body).map(drop);
+        }
+        let replacement = self.files.replace(&path)?;
         self.files.replacement_write(&replacement, body)?;
-        self.files.replacement_commit(replacement, None, true).map(drop)
+        match self.files.replacement_commit(replacement, None, true) {
+            Err(_) if self.is_careless("acknowledges at once") => Ok(()),
+            Err(error) if self.is_careless("knows better") => Err(Error { retry: Retry::Never, ..error }),
+            committed => committed.map(drop),
+        }
+    }
+
+    fn is_careless(&self, how: &str) -> bool {
+        self.careless == how
     }
 
     fn write(&self, write: Write, now: &str) -> Result<Outcome> {
@@ -156,6 +176,10 @@ impl<F: Files + Default> Strategy for Shelf<F> {
                         "pattern": "^[a-z0-9]{1,16}$",
                         "default": "json",
                         "description": "What the names of files end in, behind the dot."
+                    },
+                    "careless": {
+                        "enum": ["what cannot be read is not there", "in place", "acknowledges at once", "knows better"],
+                        "description": "Which mistake it makes."
                     }
                 }
             }"#
@@ -166,7 +190,9 @@ impl<F: Files + Default> Strategy for Shelf<F> {
     fn open(config: &str, collections: Vec<Collection>) -> Result<(Self, Opened)> {
         let section: Map<String, Value> = json::parse_object(config.as_bytes())?;
         let extension = section.get("extension").and_then(Value::as_str).unwrap_or("json").to_owned();
-        Ok((Shelf { files: F::default(), collections, extension }, Opened { has_rules: true, ..Opened::default() }))
+        let careless = section.get("careless").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let shelf = Shelf { files: F::default(), collections, extension, careless };
+        Ok((shelf, Opened { has_rules: true, ..Opened::default() }))
     }
 
     /// Folders cannot be listed, so only the configured ones are found.
