@@ -5,6 +5,7 @@
 //! sanitizers, which take a nightly one, look for what safe Rust does not do.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -57,9 +58,9 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What it finds new is kept in `target/fuzz`, where the next run goes on; an input that goes wrong is named, and belongs
-/// into the corpus once it does not any more.
-fn fuzz_one(program: &std::path::Path, target: &str, seconds: u32) -> Result<()> {
+/// What it finds new is kept in `target/fuzz`, where the next run goes on; an input that goes wrong is left in
+/// `fuzz/artifacts`, and belongs into the corpus once it does not any more.
+fn fuzz_one(program: &Path, target: &str, seconds: u32) -> Result<()> {
     let found = root().join("target/fuzz").join(target);
     fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
     let mut command = Command::new(program);
