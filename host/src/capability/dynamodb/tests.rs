@@ -415,6 +415,26 @@ async fn a_service_that_is_not_there_is_unavailable_and_nothing_was_done() {
 }
 
 #[tokio::test]
+async fn a_collection_that_is_not_the_stores_is_denied_before_anything_is_sent() {
+    // Nobody listens there: what is sent is `unavailable`.
+    let tables = tables(grant("http://127.0.0.1:9"));
+    let action = Action::Delete { collection: "payroll".into(), key: key("a"), condition: None };
+    let spec =
+        TableSpec { collection: "payroll".into(), key: KeySchema { hash: "id".into(), range: None }, indexes: vec![] };
+    for denied in [
+        tables.get_items("payroll", vec![key("a")], true).await.map(drop),
+        tables.put_batch("payroll", vec![key("a")]).await,
+        tables.transact(vec![action], "token").await.map(drop),
+        tables.describe_table("payroll").await.map(drop),
+        tables.prepare_table(&spec, true, false).await.map(drop),
+    ] {
+        let error = denied.unwrap_err();
+        assert_eq!((error.kind, error.retry), (ErrorKind::Denied, Retry::Never), "{error}");
+        assert_eq!(error.message, "the store has no collection `payroll`");
+    }
+}
+
+#[tokio::test]
 async fn without_credentials_access_is_denied() {
     let mut unknown = grant(&engine());
     unknown.profile = Some("no-such-profile".to_owned());
