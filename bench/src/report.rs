@@ -53,7 +53,10 @@ impl Section {
         let broken = self.rows.iter().filter(|row| row.is_broken());
         broken.map(|row| {
             let max = row.ratio_max.unwrap_or_default();
-            format!("{}: {}: {:.2} times as long as {}, but at most {max}", self.title, row.what, row.ratio, self.peer)
+            format!(
+                "{}: {}: {:.2} times as long as {}, but at most {max:.2}",
+                self.title, row.what, row.ratio, self.peer
+            )
         })
     }
 }
@@ -69,7 +72,9 @@ pub(crate) fn markdown(machine: &str, sections: &[Section], rounds: usize) -> St
         for row in &section.rows {
             let bound = match row.ratio_max {
                 None => String::new(),
-                Some(max) => format!("≤ {max}{}", if row.is_broken() { " **broken**" } else { "" }),
+                Some(max) => {
+                    format!("≤ {}{}", (max * 100.0).round() / 100.0, if row.is_broken() { " **broken**" } else { "" })
+                }
             };
             let Row { what, peer_ms, larder_ms, ratio, .. } = row;
             let (peer_ms, larder_ms) = (milliseconds(*peer_ms), milliseconds(*larder_ms));
