@@ -388,7 +388,7 @@ fn attacks() -> Vec<(&'static str, String, &'static str, &'static str)> {
     let spin = "(memory 1) (func $f (loop $l (br $l))) (start $f)";
     vec![
         ("takes memory as it starts", module(grow), "plugin-refused", "ran out of memory before it was asked anything"),
-        ("declares all memory", module("(memory 65536)"), "plugin-refused", "ran out of memory before"),
+        ("declares all memory", module("(memory 65536)"), "plugin-refused", "begins with 4098 MiB of memory"),
         ("never starts", module(spin), "plugin-refused", "did not end describe within 5 s"),
         ("has large tables", many("(table 100000 funcref)", 20), "plugin-refused", "filled its tables before"),
         ("has many memories", many("(memory 16)", 100), "trap", "ran out of memory in instantiate"),
@@ -571,6 +571,8 @@ fn a_host_that_met_traps_all_day_holds_what_it_held_in_the_morning() {
         ("threads", figures("before")[2], figures("after")[2]),
         ("connections", figures("before")[3], figures("after")[3]),
     ] {
-        assert!((after - before).abs() <= before * 0.05, "{name}: {before}, and {after} at the end: {lines:?}");
+        // A twentieth of thirty files is one, and a connection to SQLite that is opened a little later has two.
+        let slack = (before * 0.05).max(2.0);
+        assert!((after - before).abs() <= slack, "{name}: {before}, and {after} at the end: {lines:?}");
     }
 }

@@ -438,6 +438,13 @@ impl Search<'_> {
         let (mut bytes, mut taken) = (0, 0);
         let max_bytes = self.query.max_bytes.max(1) as usize;
         let mut plain = plain.into_iter().peekable();
+        // Written meanwhile, and sorted before the odd row that the last page ended with.
+        if let Some((values, id)) = place.odd.clone() {
+            let is_passed = |row: &Row| order.compare((&row.entity.id, &row.key), (&id, &values)).is_le();
+            while let Some(row) = plain.next_if(is_passed) {
+                place.plain = row.plain;
+            }
+        }
         let mut is_full = false;
         loop {
             let next_odd = odd.last();

@@ -164,7 +164,7 @@ impl Strategy for Courier {
                 Ok(value) => ("ok", value),
                 Err(error) => ("error", error),
             };
-            let mut body = json!({ "answer": answer, "value": value });
+            let mut body = json!({ "answer": answer, "value": value, "version": 1 });
             body[key] = Value::from(id.as_str());
             Some(Entity { id: id.clone(), version: 1, body: body.to_string().into_bytes() })
         };
