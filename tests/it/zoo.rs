@@ -391,7 +391,13 @@ fn attacks() -> Vec<(&'static str, String, &'static str, &'static str)> {
         ("declares all memory", module("(memory 65536)"), "plugin-refused", "begins with 4098 MiB of memory"),
         ("never starts", module(spin), "plugin-refused", "did not end describe within 5 s"),
         ("has large tables", many("(table 100000 funcref)", 20), "plugin-refused", "filled its tables before"),
-        ("has many memories", many("(memory 16)", 100), "trap", "ran out of memory in instantiate"),
+        ("has many memories", many("(memory 16)", 100), "plugin-refused", "begins with 102 MiB of memory"),
+        (
+            "has one memory again and again",
+            module("(memory 16)") + &again.repeat(99),
+            "trap",
+            "ran out of memory in instantiate",
+        ),
         (
             "has many small tables",
             many("(table 1 funcref)", 90) + &again.repeat(3),
