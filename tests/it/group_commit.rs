@@ -254,11 +254,16 @@ async fn a_write_that_leaves_its_flush_to_one_that_goes_away_flushes_in_its_turn
     let ledger = Ledger::open().await;
     let held = ledger.hold().await;
     let first = ledger.queue_save("first").await;
-    let between = ledger.queue_get("first").await;
+    let between = ledger.queue_get("wait").await;
     let last = ledger.queue_save("last").await;
     held.rollback().await.expect("a rollback");
-    answer(between).await.expect("an answer");
+    while !ledger.folder.has("ledger/waiting") {
+        tokio::task::yield_now().await;
+    }
+    // The first is written, and the last still stands in the queue.
     last.abort();
+    ledger.folder.write("ledger/go", "now");
+    answer(between).await.expect("an answer");
     answer(first).await.expect("a save");
     assert!(ledger.has("first"));
 }

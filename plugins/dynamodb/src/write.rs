@@ -181,10 +181,6 @@ pub(crate) fn conflict(collection: &str, id: &str) -> Error {
     Error { retry: Retry::Safe, ..Error::new(ErrorKind::VersionConflict, message) }
 }
 
-fn is_conflict(error: &Error) -> bool {
-    error.kind == ErrorKind::VersionConflict && error.retry == Retry::Safe
-}
-
 /// The writes by collection; where that is one, each by itself.
 fn parts(writes: &[Write], round: Vec<usize>) -> Vec<Vec<usize>> {
     let collection = |i: usize| writes[i].target().0;
@@ -247,7 +243,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 Ok(written) if written.iter().all(|written| *written == Written::Done) => return Ok(outcomes),
                 // What is stored now answers, or is written over.
                 Ok(_) => {}
-                Err(error) if is_conflict(&error) => {}
+                // A conflict too: the capability has met it time and again, with pauses in between.
                 Err(error) => return Err(self.explain(writes[0].target().0, error)),
             }
         }

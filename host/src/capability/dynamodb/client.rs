@@ -31,7 +31,7 @@ const CREDENTIALS_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// How often a request is sent that does not reach the service or gets no answer.
 const FAULTS_MAX: u32 = 4;
 /// How often a request is sent that meets another transaction.
-const CONFLICTS_MAX: u32 = 10;
+pub(super) const CONFLICTS_MAX: u32 = 10;
 const PAUSE_MIN: Duration = Duration::from_millis(25);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 

@@ -14,7 +14,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use larder_model::{Error, ErrorKind, Result, Retry};
 use tokio::time::Instant;
 
-use super::client::{Backoff, Clients, Failed, send};
+use super::client::{Backoff, CONFLICTS_MAX, Clients, Failed, send};
 use super::values::{self, item_from, item_into};
 use super::{Action, Expression, Item, SIDE_BY_SIDE, Tables, Written, errors};
 
@@ -25,8 +25,6 @@ const ACTIONS_MAX: usize = 100;
 const TOKEN_CHARS_MAX: usize = 36;
 /// Single writes of one call that are under way at a time.
 const WRITES_SIDE_BY_SIDE: usize = 16;
-/// How often a transaction is sent that meets another one.
-const CONFLICTS_MAX: u32 = 8;
 
 const REFUSED_ITEM: ReturnValuesOnConditionCheckFailure = ReturnValuesOnConditionCheckFailure::AllOld;
 

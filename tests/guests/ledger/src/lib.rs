@@ -1,8 +1,9 @@
 //! A strategy whose writes are in its memory alone until `flush` appends them to one file, a line each: what is in the file
 //! was flushed, and what is not goes with the instance. `check` says how many flushes there were.
 //!
-//! Some ids are something to do: to get `panic` or `spin` is that, and a flush of `unwritable` or `deadly` fails. With
-//! `needs_no_flush` in its section it says that of the store.
+//! Some ids are something to do: to get `panic` or `spin` is that, to get `wait` makes a file `waiting` and lasts until there
+//! is a file `go`, and a flush of `unwritable` or `deadly` fails. With `needs_no_flush` in its section it says that of the
+//! store.
 
 use larder_guest::{Files, Strategy};
 use larder_model::{
@@ -109,6 +110,11 @@ impl<F: Files + Default> Strategy for Ledger<F> {
             "spin" => loop {
                 std::hint::black_box(());
             },
+            "wait" => {
+                self.files.append("waiting", b"\n")?;
+                while self.files.read("go", 0, 1)?.is_none() {}
+                Ok(None)
+            }
             _ => self.all().any(|line| line == id).then(|| self.entity(collection, id)).transpose(),
         };
         ids.iter().map(answer).collect()
