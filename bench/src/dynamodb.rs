@@ -1,7 +1,8 @@
 //! DynamoDB behind a component, beside a program that makes the same calls with the SDK, in the same run: single reads and
 //! writes, and a migration beside a loader of the program's own.
 //!
-//! Both are at one engine, which is a process of this run, each with tables of its own.
+//! Both are at one engine, which is a process of this run, each with tables of its own; and for a migration at one that
+//! has nothing else in it, because it gets slower with all that it holds.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -38,11 +39,11 @@ const RATIO_MAX: f64 = 1.15;
 /// and a migration takes at least 0.8 of the machines in a time that a loader puts.
 const LOAD_RATIO_MAX: f64 = 1.25;
 
-/// Items in one BatchWriteItem, and how many of those the loader has under way. The host has as many.
-const BATCH_ITEMS: usize = 25;
-const BATCHES_SIDE_BY_SIDE: usize = 8;
 /// What a migration has by default.
 const WORKERS: u32 = 4;
+/// Items in one BatchWriteItem, and how many of those the loader has under way: as many as the host has for each worker.
+const BATCH_ITEMS: usize = 25;
+const BATCHES_SIDE_BY_SIDE: usize = 8 * WORKERS as usize;
 
 /// Items by name, as the SDK has them.
 type Item = HashMap<String, AttributeValue>;
@@ -182,8 +183,9 @@ fn member(value: AttributeValue) -> Result<Value> {
 pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Section>> {
     let engine = Engine::start(&settings.dynamodb, Storage::Memory)?;
     let mut rows = single(settings, runtime, &engine)?;
+    drop(engine);
     let count = if settings.quick { 2_000 } else { 100_000 };
-    rows.push(load(settings, runtime, &engine, count)?);
+    rows.push(load(settings, runtime, count)?);
     Ok(vec![Section { title: "DynamoDB behind a component, and the same calls without larder", peer: "the SDK", rows }])
 }
 
@@ -252,12 +254,16 @@ fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec
 }
 
 /// The move of a migration from SQLite beside a loader that has everything in memory already.
-fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -> Result<Row> {
+fn load(settings: &Settings, runtime: &Runtime, count: usize) -> Result<Row> {
     let folder = settings.folder()?;
     let data = Data::new(count)?;
-    let host = |prefix: &str| anyhow::Ok(Host::new(config(engine, prefix, folder.path())?, Some(&settings.plugins))?);
+    let prefix = prefix();
+    let host =
+        |engine: &Engine| anyhow::Ok(Host::new(config(engine, &prefix, folder.path())?, Some(&settings.plugins))?);
+    let engine = || Engine::start(&settings.dynamodb, Storage::Memory);
     runtime.block_on(async {
-        let host = host("none")?;
+        let engine = engine()?;
+        let host = host(&engine)?;
         let source = host.open(Some("sql")).await?;
         source.prepare(false, false).await?;
         for (name, entities) in
@@ -284,8 +290,9 @@ fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -
         rounds,
         [
             Box::new(|| {
+                let engine = engine()?;
                 runtime.block_on(async {
-                    let host = host(&prefix())?;
+                    let host = host(&engine)?;
                     let (source, target) = (host.open(Some("sql")).await?, host.open(Some("dynamodb")).await?);
                     target.prepare(false, false).await?;
                     let mut moved = Duration::ZERO;
@@ -302,12 +309,12 @@ fn load(settings: &Settings, runtime: &Runtime, engine: &Engine, count: usize) -
                 })
             }),
             Box::new(|| {
+                let engine = engine()?;
                 runtime.block_on(async {
-                    let prefix = prefix();
-                    let host = host(&prefix)?;
+                    let host = host(&engine)?;
                     host.open(Some("dynamodb")).await?.prepare(false, false).await?;
                     host.close().await;
-                    Program::new(engine, &prefix).load(&data.machines).await
+                    Program::new(&engine, &prefix).load(&data.machines).await
                 })
             }),
         ],

@@ -85,6 +85,7 @@ macro_rules! conformance_cases {
             queries::an_index_that_is_named_is_used_and_an_unknown_one_refused ["find"];
             bulk::load_stamps_nothing_and_says_what_became_of_each_entity ["load", "flush"];
             bulk::load_refuses_what_is_no_entity_and_stores_the_others ["load", "flush"];
+            bulk::what_was_prepared_for_a_load_takes_it_and_is_completed_behind_it ["prepare-for-load", "load", "prepare"];
             bulk::writing_nothing_is_no_error ["flush", "load", "apply"];
             transactions::a_transaction_sees_its_own_writes_and_happens_as_one_or_not_at_all ["begin", "transaction.get", "transaction.find", "transaction.apply", "transaction.commit", "transaction.rollback"];
             transactions::a_transaction_expects_as_any_write_does ["begin", "transaction.apply", "transaction.rollback"];

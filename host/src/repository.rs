@@ -9,6 +9,10 @@
 macro_rules! call {
     ($store:expr, $operation:literal, |$guest:ident, $context:ident| $call:expr) => {{
         let deadline = $store.deadline();
+        call!($store, $operation, until deadline, |$guest, $context| $call)
+    }};
+    ($store:expr, $operation:literal, until $deadline:expr, |$guest:ident, $context:ident| $call:expr) => {{
+        let deadline = $deadline;
         let (value, lease) = leased!($store, lease(deadline), $operation, |$guest, $context| $call);
         $store.release(lease);
         value
@@ -48,6 +52,7 @@ mod transaction;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::Duration;
 
 use larder_model::filter::{self, Filter};
 use larder_model::{
@@ -73,6 +78,8 @@ use crate::text::one_line;
 const COUNT_MAX: u64 = 1 << 48;
 /// Times that a patch is tried again after somebody else changed the entity.
 const REWRITES_MAX: u32 = 16;
+/// What it may take for each entity to make what is made behind a load.
+const ENTITY_TIME: Duration = Duration::from_micros(100);
 /// Bytes of bodies in one reply: large enough that a crossing costs nothing beside its content.
 pub(crate) const PAGE_BYTES_MAX: u32 = 4 << 20;
 
@@ -1066,6 +1073,24 @@ impl Repository {
     /// adds what a table only lacks, such as the column of a field that was declared later.
     pub async fn prepare(&self, dry_run: bool, extend: bool) -> Result<Vec<String>> {
         Ok(call!(self.store, "prepare", |guest, store| guest.call_prepare(store, dry_run, extend)))
+    }
+
+    /// As [`Repository::prepare`], but for what is made faster behind a load of many entities.
+    pub(crate) async fn prepare_for_load(&self) -> Result<()> {
+        call!(self.store, "prepare-for-load", |guest, store| guest.call_prepare_for_load(store));
+        Ok(())
+    }
+
+    /// Makes what was left then, for which there is more time the more entities there are.
+    pub(crate) async fn prepare_after_load(&self, entities: u64) -> Result<()> {
+        let time =
+            self.store.settings.call_timeout + ENTITY_TIME.saturating_mul(u32::try_from(entities).unwrap_or(u32::MAX));
+        call!(self.store, "prepare", until Instant::now() + time, |guest, store| {
+            // A statement that takes too long is named before the call is given up.
+            store.data_mut().allow_statements(time * 4 / 5);
+            guest.call_prepare(store, false, false)
+        });
+        Ok(())
     }
 
     /// Findings about the store, as the strategy's own JSON object: `reachable`, `readable` and `writable` are booleans, `findings`

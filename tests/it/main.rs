@@ -48,6 +48,7 @@ mod contention;
 
 // Moving data, with real and realistic input.
 mod migration;
+mod migration_faults;
 
 // Migrations that do not run through.
 mod resuming;

@@ -71,7 +71,11 @@ pub struct Connections {
 
 /// One database. Clones share its connections.
 #[derive(Clone)]
-pub struct Database(Backend);
+pub struct Database {
+    backend: Backend,
+    /// How long a statement of a transaction may take, in place of the database's own `timeout`.
+    pub(crate) statement_time: Option<Duration>,
+}
 
 #[derive(Clone)]
 enum Backend {
@@ -82,17 +86,17 @@ enum Backend {
 impl Database {
     /// Opens nothing before it is used: not even the file has to exist.
     pub(crate) fn open_sqlite(settings: SqliteSettings) -> Database {
-        Database(Backend::Sqlite(Arc::new(sqlite::Store::new(settings))))
+        Database { backend: Backend::Sqlite(Arc::new(sqlite::Store::new(settings))), statement_time: None }
     }
 
     /// Connects to nothing before it is used.
     pub(crate) fn open_postgres(settings: PostgresSettings) -> Database {
-        Database(Backend::Postgres(Arc::new(postgres::Store::new(settings))))
+        Database { backend: Backend::Postgres(Arc::new(postgres::Store::new(settings))), statement_time: None }
     }
 
     /// Which SQL it speaks.
     pub fn dialect(&self) -> Dialect {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(_) => Dialect::Sqlite,
             Backend::Postgres(_) => Dialect::Postgres,
         }
@@ -100,7 +104,7 @@ impl Database {
 
     /// Bytes of the database.
     pub async fn size(&self) -> Result<Option<u64>> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.size().map(Some),
             Backend::Postgres(store) => store.size().await,
         }
@@ -108,7 +112,7 @@ impl Database {
 
     /// Bytes that are free where the database lies, none where that is another machine's to tell.
     pub async fn free_space(&self) -> Result<Option<u64>> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.free_space().map(Some),
             Backend::Postgres(_) => Ok(None),
         }
@@ -116,7 +120,7 @@ impl Database {
 
     /// Its connections.
     pub fn connections(&self) -> Connections {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.connections(),
             Backend::Postgres(store) => store.connections(),
         }
@@ -124,7 +128,7 @@ impl Database {
 
     /// How long a call waits for a connection.
     pub(crate) fn pool_timeout(&self) -> Duration {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.pool_timeout(),
             Backend::Postgres(store) => store.pool_timeout(),
         }
@@ -132,7 +136,7 @@ impl Database {
 
     /// Closes every connection, in order: what lies in a log goes to the database. It opens again when it is used.
     pub async fn close(&self) {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.close().await,
             Backend::Postgres(store) => store.close().await,
         }
@@ -140,7 +144,7 @@ impl Database {
 
     /// Runs one statement by itself.
     pub async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.query(text, params, max_bytes).await,
             Backend::Postgres(store) => store.query(text, params, max_bytes).await,
         }
@@ -148,15 +152,19 @@ impl Database {
 
     /// Begins a transaction. SQLite serves every isolation by its only one, serializable.
     pub async fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
-        match &self.0 {
-            Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin(read_only).await?))),
-            Backend::Postgres(store) => Ok(Transaction(Begun::Postgres(store.begin(isolation, read_only).await?))),
+        match &self.backend {
+            Backend::Sqlite(store) => {
+                Ok(Transaction(Begun::Sqlite(store.begin(read_only, self.statement_time).await?)))
+            }
+            Backend::Postgres(store) => {
+                Ok(Transaction(Begun::Postgres(store.begin(isolation, read_only, self.statement_time).await?)))
+            }
         }
     }
 
     /// Begins a transaction that writes, and that is durable after [`Database::sync`].
     pub async fn begin_bulk(&self) -> Result<Transaction> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin_bulk().await?))),
             Backend::Postgres(store) => Ok(Transaction(Begun::Postgres(store.begin_bulk().await?))),
         }
@@ -164,7 +172,7 @@ impl Database {
 
     /// Makes bulk transactions durable that were committed.
     pub async fn sync(&self) -> Result<()> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.sync().await,
             Backend::Postgres(store) => store.sync().await,
         }

@@ -56,6 +56,24 @@ pub(super) async fn load_refuses_what_is_no_entity_and_stores_the_others(place: 
     Ok(())
 }
 
+pub(super) async fn what_was_prepared_for_a_load_takes_it_and_is_completed_behind_it(place: Place) -> Checked {
+    let repository = place.open_unprepared().await?;
+    for _ in 0..2 {
+        repository.prepare_for_load().await?;
+    }
+    let batch = vec![loadable("a", ""), loadable("b", "")];
+    let loaded = repository.load("templates", batch, Existing::Fail).await?;
+    ensure_eq!((loaded.written, loaded.refused.len()), (2, 0));
+    repository.flush().await?;
+    repository.prepare_for_load().await?;
+    ensure!(is_stored(&repository, "a").await?, "what was loaded is there before the store is complete");
+    let would = repository.prepare(true, false).await?;
+    ensure_eq!(repository.prepare(false, false).await?, would, "what prepare did behind the load");
+    ensure_eq!(repository.prepare(true, false).await?, Vec::<String>::new(), "what is left to be done");
+    ensure_eq!(repository.count("templates", None).await?, 2);
+    Ok(())
+}
+
 pub(super) async fn writing_nothing_is_no_error(place: Place) -> Checked {
     let repository = place.open().await?;
     repository.flush().await?;

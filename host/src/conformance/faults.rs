@@ -24,7 +24,8 @@ use super::place::{self, Place};
 use super::{Subject, Verdict};
 use crate::capability::faults::Faults;
 use crate::error::{Error, Kind, Result};
-use crate::repository::Repository;
+use crate::host::Host;
+use crate::repository::{Repository, Scrutiny};
 use scenario::{Answer, Looked, Part, SCRIPT, State, Step, check_content, content};
 
 pub use crate::capability::faults::Fault;
@@ -59,6 +60,41 @@ pub struct TrialReport {
     pub verdict: Verdict,
     /// How long it took.
     pub took: Duration,
+}
+
+/// A call of a plugin's to the host.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Its name in the contract, as `files.append`.
+    pub function: &'static str,
+    /// What it is about. One line, bounded, safe to print.
+    pub about: String,
+    /// How it can go wrong.
+    pub faults: Vec<Fault>,
+}
+
+/// The calls that the plugins of one host make.
+#[derive(Debug)]
+pub struct Calls(Faults);
+
+impl Calls {
+    /// Has one call of a host's plugins go wrong, counted from 0, or none. For other scripts than that of [`run`].
+    pub fn of(host: Host, fault: Option<(usize, Fault)>) -> (Host, Calls) {
+        let faults = fault.map_or_else(Faults::default, |(call, fault)| Faults::at(call, fault));
+        let scrutiny = Scrutiny { faults: Some(faults.clone()), ..Scrutiny::default() };
+        (host.under(scrutiny), Calls(faults))
+    }
+
+    /// Those so far.
+    pub fn made(&self) -> Vec<Call> {
+        let calls = self.0.calls().into_iter();
+        calls.map(|call| Call { faults: call.faults().collect(), function: call.function, about: call.about }).collect()
+    }
+
+    /// Whether the call that was to go wrong was made.
+    pub fn one_went_wrong(&self) -> bool {
+        self.0.have_struck()
+    }
 }
 
 /// Which trials are run, and with what.

@@ -67,11 +67,12 @@ impl Migration<'_> {
     pub(super) async fn move_entities(&mut self) -> Result<()> {
         let since = Instant::now();
         self.tell(Event::Started { step: Step::Move, entities: Some(self.entities()) });
-        self.target.prepare(false, false).await?;
+        self.target.prepare_for_load().await?;
         let mut limiter = Limiter::new(self.options.max_rate);
         for position in 0..self.collections.len() {
             self.move_collection(position, &mut limiter).await?;
         }
+        self.target.prepare_after_load(self.entities()).await?;
         let (written, unchanged, skipped) = self.reports.iter().fold((0, 0, 0), |(written, unchanged, skipped), it| {
             (written + it.written, unchanged + it.unchanged, skipped + it.skipped)
         });

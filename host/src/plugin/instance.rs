@@ -74,6 +74,13 @@ impl State {
         self.tally.count_host_call()
     }
 
+    /// Lets statements of this call take so long.
+    pub(crate) fn allow_statements(&mut self, time: Duration) {
+        if let Some(sql) = &mut self.sql {
+            sql.statement_time = Some(time);
+        }
+    }
+
     /// The limit that made a call fail with this error.
     pub(crate) fn exceeded(&self, error: &wasmtime::Error) -> Option<Exceeded> {
         self.tally.exceeded(error)
@@ -89,6 +96,9 @@ impl State {
         self.log.begin_call();
         if let Some(files) = &self.files {
             files.begin_call();
+        }
+        if let Some(sql) = &mut self.sql {
+            sql.statement_time = None;
         }
         if let Some(tables) = &mut self.dynamodb {
             tables.begin_call();
@@ -200,7 +210,9 @@ pub(crate) async fn bounded<T>(
 /// Calls that change something: where one does not come back, nobody knows how far it got.
 fn retry_of(operation: &str) -> Retry {
     match operation {
-        "apply" | "load" | "prepare" | "flush" | "close" | "restore" | "transaction.commit" => Retry::UnknownOutcome,
+        "apply" | "load" | "prepare" | "prepare-for-load" | "flush" | "close" | "restore" | "transaction.commit" => {
+            Retry::UnknownOutcome
+        }
         _ => Retry::Never,
     }
 }

@@ -59,9 +59,9 @@ pub(crate) fn is_reachable(levels: usize) -> bool {
 /// The item of an entity.
 pub(crate) fn encode(table: &Table, members: &Map<String, Value>) -> Encoded {
     let mut encoded = Encoded { item: Vec::with_capacity(members.len() + 1), bytes: 0 };
-    let mut add = |name: &str, typed: Value| {
-        encoded.bytes += name.len() + size::of_value(&typed);
-        encoded.item.push((name.to_owned(), attribute(typed)));
+    let mut add = |name: &str, derived: Derived| {
+        encoded.bytes += name.len() + derived.bytes;
+        encoded.item.push((name.to_owned(), derived.attribute));
     };
     let mut exact = Map::new();
     for (name, value) in members {
@@ -69,18 +69,18 @@ pub(crate) fn encode(table: &Table, members: &Map<String, Value>) -> Encoded {
             exact.insert(name.clone(), value.clone());
             continue;
         }
-        let (typed, is_exact) = match table.keys.get(name) {
+        let derived = match table.keys.get(name) {
             Some(bytes_max) => derive_key(value, *bytes_max),
-            None => derive(value, 1),
+            None => derive_member(value),
         };
-        if !is_exact {
+        if !derived.is_exact {
             exact.insert(name.clone(), value.clone());
         }
-        add(name, typed);
+        add(name, derived);
     }
     let mut absent = Vec::new();
     for name in table.keys.keys().filter(|name| !members.contains_key(*name)) {
-        add(name, typed("S", SENTINEL.to_string()));
+        add(name, Derived::text(SENTINEL, true));
         absent.push(Value::from(name.as_str()));
     }
     if !exact.is_empty() || !absent.is_empty() {
@@ -92,7 +92,7 @@ pub(crate) fn encode(table: &Table, members: &Map<String, Value>) -> Encoded {
         if !absent.is_empty() {
             document.insert("absent".to_owned(), Value::Array(absent));
         }
-        add(EXACT, typed("S", Value::Object(document).to_string()));
+        add(EXACT, Derived::text(Value::Object(document), true));
     }
     encoded
 }
@@ -130,7 +130,7 @@ pub(crate) fn decode(table: &Table, item: &Item) -> Result<Map<String, Value>> {
         let value = match exact {
             Some(exact) if is_sentinel_of(attribute, exact) => exact.clone(),
             Some(exact) => {
-                let (found, derived) = (read(attribute), read(&self::attribute(derive(exact, 1).0)));
+                let (found, derived) = (read(attribute), read(&derive_member(exact).attribute));
                 match (found, derived) {
                     (Ok(found), Ok(derived)) if json::equal(&found, &derived) => exact.clone(),
                     (found, _) => found.map_err(|what| corrupt(&format!("the attribute {}: {what}", quoted(name))))?,
@@ -168,6 +168,42 @@ pub(crate) fn text_of<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
     })
 }
 
+/// What stands for a member.
+struct Derived {
+    attribute: Attribute,
+    /// As the service counts, without the name.
+    bytes: usize,
+    /// Whether it says all.
+    is_exact: bool,
+}
+
+impl Derived {
+    fn new(attribute: Attribute, is_exact: bool) -> Derived {
+        Derived { bytes: size::of_scalar(&attribute), attribute, is_exact }
+    }
+
+    fn text(text: impl ToString, is_exact: bool) -> Derived {
+        Derived::new(Attribute::Text(text.to_string()), is_exact)
+    }
+}
+
+/// A member that is in the key of no index.
+fn derive_member(value: &Value) -> Derived {
+    match value {
+        Value::Null => Derived::new(Attribute::Null, true),
+        Value::Bool(value) => Derived::new(Attribute::Boolean(*value), true),
+        Value::String(text) => Derived::text(text, true),
+        Value::Number(number) => match derive_number(number.as_str()) {
+            ("N", spelt, is_exact) => Derived::new(Attribute::Number(spelt), is_exact),
+            (_, text, is_exact) => Derived::text(text, is_exact),
+        },
+        Value::Array(_) | Value::Object(_) => {
+            let (typed, is_exact) = derive(value, 1);
+            Derived { bytes: size::of_value(&typed), attribute: Attribute::Document(typed.to_string()), is_exact }
+        }
+    }
+}
+
 fn typed(kind: &str, value: impl Into<Value>) -> Value {
     let mut typed = Map::new();
     typed.insert(kind.to_owned(), value.into());
@@ -180,7 +216,10 @@ fn derive(value: &Value, level: usize) -> (Value, bool) {
         Value::Null => (typed("NULL", true), true),
         Value::Bool(value) => (typed("BOOL", *value), true),
         Value::String(text) => (typed("S", text.as_str()), true),
-        Value::Number(number) => derive_number(number.as_str()),
+        Value::Number(number) => {
+            let (kind, text, is_exact) = derive_number(number.as_str());
+            (typed(kind, text), is_exact)
+        }
         Value::Array(_) | Value::Object(_) if level > LEVELS_MAX => (typed("S", value.to_string()), false),
         Value::Array(elements) => {
             let (elements, exact): (Vec<Value>, Vec<bool>) =
@@ -204,27 +243,28 @@ fn derive(value: &Value, level: usize) -> (Value, bool) {
     }
 }
 
-fn derive_number(text: &str) -> (Value, bool) {
+/// The type of the service, how it stands there, and whether that says all.
+fn derive_number(text: &str) -> (&'static str, String, bool) {
     match number::exactly(text) {
         Some(spelt) => {
             let is_exact = exact_number::canonical(&spelt) == exact_number::canonical(text);
-            (typed("N", spelt), is_exact)
+            ("N", spelt, is_exact)
         }
         None => match number::nearly(text) {
-            Some(spelt) => (typed("N", spelt), false),
-            None => (typed("S", text), false),
+            Some(spelt) => ("N", spelt, false),
+            None => ("S", text.to_owned(), false),
         },
     }
 }
 
-/// The attribute of a member that is in the key of an index, and whether that says all.
-fn derive_key(value: &Value, bytes_max: usize) -> (Value, bool) {
+/// A member that is in the key of an index.
+fn derive_key(value: &Value, bytes_max: usize) -> Derived {
     match value {
         Value::String(text) if !text.is_empty() => {
             let cut = cut(text, bytes_max);
-            (typed("S", cut), cut.len() == text.len())
+            Derived::text(cut, cut.len() == text.len())
         }
-        other => (typed("S", cut(&sentinel(other), bytes_max)), false),
+        other => Derived::text(cut(&sentinel(other), bytes_max), false),
     }
 }
 
@@ -245,21 +285,6 @@ fn is_sentinel_of(attribute: &Attribute, value: &Value) -> bool {
     match value {
         Value::String(text) if !text.is_empty() => is_cut_of(text),
         other => found.starts_with(SENTINEL) && is_cut_of(&sentinel(other)),
-    }
-}
-
-/// What crosses to the host.
-fn attribute(typed: Value) -> Attribute {
-    let kind = typed.as_object().and_then(|typed| typed.keys().next()).map_or("", String::as_str);
-    if matches!(kind, "L" | "M") {
-        return Attribute::Document(typed.to_string());
-    }
-    let Value::Object(typed) = typed else { return Attribute::Null };
-    match typed.into_iter().next() {
-        Some((kind, Value::String(text))) if kind == "N" => Attribute::Number(text),
-        Some((_, Value::String(text))) => Attribute::Text(text),
-        Some((kind, Value::Bool(value))) if kind == "BOOL" => Attribute::Boolean(value),
-        _ => Attribute::Null,
     }
 }
 

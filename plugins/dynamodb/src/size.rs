@@ -1,5 +1,6 @@
 //! How large an item is, as the service counts: names and values in UTF-8, and a little for each container.
 
+use larder_guest::Attribute;
 use larder_model::{Error, Result, json::quoted};
 use serde_json::Value;
 
@@ -11,11 +12,24 @@ pub(crate) const ITEM_BYTES_MAX: usize = 409_600;
 /// What the service adds for a list or a map.
 const CONTAINER_BYTES: usize = 3;
 
+/// An attribute that is no document.
+pub(crate) fn of_scalar(attribute: &Attribute) -> usize {
+    match attribute {
+        Attribute::Text(text) => text.len(),
+        Attribute::Number(text) => of_number(text),
+        _ => 1,
+    }
+}
+
+fn of_number(text: &str) -> usize {
+    number::digits(text).div_ceil(2) + 1
+}
+
 /// A value in the service's notation.
 pub(crate) fn of_value(typed: &Value) -> usize {
     let Some((kind, value)) = typed.as_object().and_then(|typed| typed.iter().next()) else { return 0 };
     match (kind.as_str(), value) {
-        ("N", Value::String(text)) => number::digits(text).div_ceil(2) + 1,
+        ("N", Value::String(text)) => of_number(text),
         (_, Value::String(text)) => text.len(),
         (_, Value::Array(elements)) => {
             CONTAINER_BYTES + elements.iter().map(|element| 1 + of_value(element)).sum::<usize>()

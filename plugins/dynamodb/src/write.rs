@@ -64,22 +64,24 @@ impl Mark {
 /// The condition that an item still is as it was when it was read, or still is not there.
 pub(crate) fn unchanged(table: &Table, mark: Option<&Mark>) -> Expression {
     let mut expression = Expression::default();
-    expression.names.push(("#key".to_owned(), table.collection.key.clone()));
-    let Some(mark) = mark else {
-        expression.text = "attribute_not_exists(#key)".to_owned();
-        return expression;
-    };
-    expression.text = "attribute_exists(#key)".to_owned();
-    for (i, (name, value)) in mark.0.iter().enumerate() {
+    let mut terms = Vec::new();
+    let marks = mark.map_or(&[][..], |mark| &mark.0);
+    // An attribute that has a value is one of an item that is there.
+    if marks.iter().all(|(_, value)| value.is_none()) {
+        expression.names.push(("#key".to_owned(), table.collection.key.clone()));
+        terms.push(if mark.is_some() { "attribute_exists(#key)" } else { "attribute_not_exists(#key)" }.to_owned());
+    }
+    for (i, (name, value)) in marks.iter().enumerate() {
         expression.names.push((format!("#m{i}"), name.clone()));
         match value {
             Some(value) => {
-                expression.text.push_str(&format!(" AND #m{i} = :m{i}"));
+                terms.push(format!("#m{i} = :m{i}"));
                 expression.values.push((format!(":m{i}"), value.clone()));
             }
-            None => expression.text.push_str(&format!(" AND attribute_not_exists(#m{i})")),
+            None => terms.push(format!("attribute_not_exists(#m{i})")),
         }
     }
+    expression.text = terms.join(" AND ");
     expression
 }
 
@@ -408,6 +410,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
             .filter(|(entity, parsed)| parsed.is_ok() && seen.insert(entity.id.as_str()))
             .map(|(entity, _)| entity.id.as_str())
             .collect();
+        let all_differ = ids.len() == entities.len();
         if ids.is_empty() {
             loaded.refused = (0..).zip(parsed).filter_map(|(i, parsed)| Some((i, parsed.err()?))).collect();
             return Ok(loaded);
@@ -455,8 +458,12 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 }
                 (Some(_), Existing::Overwrite) | (None, _) => {}
             }
-            current.insert(&entity.id, Ok(members));
             loaded.written += 1;
+            if all_differ {
+                puts.push(encoded.item);
+                continue;
+            }
+            current.insert(&entity.id, Ok(members));
             match order.get(entity.id.as_str()) {
                 Some(&position) => puts[position] = encoded.item,
                 None => {

@@ -118,6 +118,10 @@ impl<P: Plugin> wit::Guest for Exports<P> {
         with_open::<P, _>(|store| store.prepare(dry_run, extend))
     }
 
+    fn prepare_for_load() -> Result<(), types::Error> {
+        with_open::<P, _>(|store| store.prepare_for_load())
+    }
+
     fn check() -> Result<String, types::Error> {
         with_open::<P, _>(|store| store.check())
     }

@@ -16,6 +16,10 @@ pub trait Strategy: Sized {
 
     fn stored_collections(&mut self) -> Result<Vec<String>>;
     fn prepare(&mut self, dry_run: bool, extend: bool) -> Result<Vec<String>>;
+    /// Without one of its own, a strategy has nothing that is made faster behind a load.
+    fn prepare_for_load(&mut self) -> Result<()> {
+        self.prepare(false, false).map(drop)
+    }
     /// Findings as one JSON object.
     fn check(&mut self) -> Result<String>;
     fn flush(&mut self) -> Result<()>;

@@ -63,6 +63,10 @@ impl<S: Sql + Default> Strategy for SqlStore<S> {
         self.stored_collections()
     }
 
+    fn prepare_for_load(&mut self) -> Result<()> {
+        self.prepare_for_load()
+    }
+
     fn prepare(&mut self, dry_run: bool, extend: bool) -> Result<Vec<String>> {
         self.prepare(dry_run, extend)
     }

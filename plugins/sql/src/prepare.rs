@@ -10,7 +10,7 @@ use crate::{
     ledger,
     plan::{is_beside, is_mentioned},
     row,
-    schema::{EXACT, Table},
+    schema::{EXACT, Table, TableIndex},
     types::Column,
 };
 
@@ -70,8 +70,20 @@ fn names(table: &Table, wanted: impl Fn(&Column) -> bool) -> Vec<&str> {
     table.columns.iter().filter(|column| wanted(column)).map(|column| column.name.as_str()).collect()
 }
 
-/// Makes what is missing and says what it did, or with `dry_run` what it would do.
-pub(crate) fn prepare(database: &dyn Database, tables: &[Table], dry_run: bool, extend: bool) -> Result<Vec<String>> {
+/// What is made of what is missing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Nothing, but told.
+    pub(crate) dry_run: bool,
+    /// Columns of tables that are there too.
+    pub(crate) extend: bool,
+    /// Declared indexes too. They are made faster of many rows at once than row by row.
+    pub(crate) indexes: bool,
+}
+
+/// Makes what is missing and says what it did, or would do.
+pub(crate) fn prepare(database: &dyn Database, tables: &[Table], extent: Extent) -> Result<Vec<String>> {
+    let Extent { dry_run, extend, indexes } = extent;
     let mut lines = Vec::new();
     let mut run = |line: String| {
         if !dry_run {
@@ -107,11 +119,12 @@ pub(crate) fn prepare(database: &dyn Database, tables: &[Table], dry_run: bool, 
     if !seen.iter().all(is_known) && !catalog::has_ledger(database, first.dialect)? {
         run(ledger::ddl(first.dialect))?;
     }
+    let is_wanted = |index: &TableIndex| indexes || index.declared.is_empty();
     let mut moves = Vec::new();
     for (table, found) in tables.iter().zip(&seen) {
         let Some((found, late)) = found else {
             run(table.ddl.clone())?;
-            for index in table.all_indexes() {
+            for index in table.all_indexes().filter(|index| is_wanted(index)) {
                 run(index.ddl.clone())?;
             }
             if !dry_run {
@@ -129,7 +142,7 @@ pub(crate) fn prepare(database: &dyn Database, tables: &[Table], dry_run: bool, 
             run(format!("ALTER TABLE {} ADD COLUMN {}", table.name, own.1))?;
         }
         let existing = catalog::indexes(database, table)?;
-        for index in table.all_indexes().filter(|index| !existing.contains(&index.name)) {
+        for index in table.all_indexes().filter(|index| is_wanted(index) && !existing.contains(&index.name)) {
             run(index.ddl.clone())?;
         }
         moves.push((table, found, late));

@@ -38,7 +38,7 @@ const INSERT_ROWS: [usize; 3] = [256, 16, 1];
 /// An index of the table.
 #[derive(Debug)]
 pub(crate) struct TableIndex {
-    /// As the collection declares it.
+    /// As the collection declares it, and empty where it is our own.
     pub(crate) declared: String,
     /// As the database knows it.
     pub(crate) name: String,

@@ -108,12 +108,21 @@ impl<S: Sql> SqlStore<S> {
 
     /// Makes what is missing.
     pub(crate) fn prepare(&mut self, dry_run: bool, extend: bool) -> Result<Vec<String>> {
-        let transaction = match dry_run {
+        self.prepare_with(prepare::Extent { dry_run, extend, indexes: true })
+    }
+
+    /// The same without the declared indexes.
+    pub(crate) fn prepare_for_load(&mut self) -> Result<()> {
+        self.prepare_with(prepare::Extent { dry_run: false, extend: false, indexes: false }).map(drop)
+    }
+
+    fn prepare_with(&mut self, extent: prepare::Extent) -> Result<Vec<String>> {
+        let transaction = match extent.dry_run {
             true => self.sql.begin(Some(Isolation::RepeatableRead), true)?,
             false => self.begin_write()?,
         };
-        let lines = prepare::prepare(&Inside(&transaction), &self.tables, dry_run, extend);
-        match (&lines, dry_run) {
+        let lines = prepare::prepare(&Inside(&transaction), &self.tables, extent);
+        match (&lines, extent.dry_run) {
             (Ok(_), false) => transaction.commit()?,
             // What was found counts, not that there was nothing to undo.
             _ => drop(transaction.rollback()),

@@ -13,14 +13,14 @@ use super::{Attribute, Expression, Item};
 
 pub(super) fn item_into(item: Item) -> Result<HashMap<String, AttributeValue>> {
     let count = item.len();
-    let item = item
-        .into_iter()
-        .map(|(name, attribute)| Ok((name, attribute_into(attribute)?)))
-        .collect::<Result<HashMap<_, _>>>()?;
-    if item.len() < count {
+    let mut attributes = HashMap::with_capacity(count);
+    for (name, attribute) in item {
+        attributes.insert(name, attribute_into(attribute)?);
+    }
+    if attributes.len() < count {
         return Err(Error::invalid("an item has two attributes of one name"));
     }
-    Ok(item)
+    Ok(attributes)
 }
 
 /// In the order of the names: the service has none.

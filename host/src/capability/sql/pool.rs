@@ -144,6 +144,7 @@ impl<C: Connector> Pool<C> {
             pool,
             is_used,
             in_transaction: false,
+            statement_time: None,
             broken: false,
             is_dropped: false,
         })
@@ -203,6 +204,8 @@ pub(super) struct Lease<C: Connector> {
     /// It served others before.
     pub(super) is_used: bool,
     pub(super) in_transaction: bool,
+    /// How long a statement may take, where that is not what the pool's settings say.
+    pub(super) statement_time: Option<Duration>,
     /// It may be in the middle of something, or is gone: it is closed.
     pub(super) broken: bool,
     /// It was dropped and has a task that rolls back. At the end of the runtime the task is dropped, and a new one would be
@@ -228,7 +231,7 @@ impl<C: Connector> Lease<C> {
         let Some(connection) = self.connection.take() else { return };
         let runtime = tokio::runtime::Handle::try_current();
         // Without a runtime the program is at its end.
-        if self.broken || self.in_transaction || runtime.is_err() {
+        if self.broken || self.in_transaction || self.statement_time.is_some() || runtime.is_err() {
             drop(Object::take(connection));
             return;
         }

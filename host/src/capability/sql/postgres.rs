@@ -164,7 +164,12 @@ impl Store {
         rows
     }
 
-    pub(super) async fn begin(self: &Arc<Self>, isolation: Option<Isolation>, read_only: bool) -> Result<Transaction> {
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        isolation: Option<Isolation>,
+        read_only: bool,
+        statement_time: Option<Duration>,
+    ) -> Result<Transaction> {
         let text = match (isolation, read_only) {
             (Some(Isolation::ReadCommitted), false) => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
             (Some(Isolation::ReadCommitted), true) => "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",
@@ -174,7 +179,13 @@ impl Store {
             (Some(Isolation::Serializable) | None, false) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE",
             (Some(Isolation::Serializable) | None, true) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
         };
-        self.begin_with(text, false).await
+        let mut transaction = self.begin_with(text, false).await?;
+        if let Some(time) = statement_time {
+            transaction.lease.statement_time = Some(time);
+            let text = format!("SET LOCAL statement_timeout = {}", milliseconds(time));
+            self.command(&mut transaction.lease, &text).await?;
+        }
+        Ok(transaction)
     }
 
     /// Begins one whose commit does not wait for the disk.
@@ -281,7 +292,7 @@ impl Store {
         lease: &mut Lease,
         work: impl AsyncFnOnce(&mut PgConnection) -> std::result::Result<T, Fault>,
     ) -> std::result::Result<T, Fault> {
-        let limit = self.settings.timeout.saturating_add(GRACE);
+        let limit = lease.statement_time.unwrap_or(self.settings.timeout).saturating_add(GRACE);
         // Whoever drops this future leaves a connection that is in the middle of something.
         let was_broken = std::mem::replace(&mut lease.broken, true);
         let result = tokio::time::timeout(limit, work(lease.connection())).await;
@@ -383,6 +394,7 @@ impl Transaction {
                     self.store.unsynced.store(true, Ordering::Release);
                 }
                 self.lease.in_transaction = false;
+                self.lease.statement_time = None;
                 self.lease.give_back();
                 Ok(())
             }
@@ -401,6 +413,7 @@ impl Transaction {
 
     pub(super) async fn rollback(mut self) -> Result<()> {
         self.lease.roll_back().await;
+        self.lease.statement_time = None;
         self.lease.give_back();
         Ok(())
     }
@@ -443,7 +456,7 @@ impl Server {
              SET TimeZone = 'UTC'; SET bytea_output = 'hex'; SET xmloption = 'content'; \
              SET default_transaction_deferrable = off; SET synchronous_commit = on; \
              SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3",
-            settings.timeout.as_millis().clamp(1, i32::MAX as u128)
+            milliseconds(settings.timeout)
         );
         Server { options, setup, allow_superuser: settings.allow_superuser }
     }
@@ -523,6 +536,11 @@ async fn read(
         None => Ok(rows),
         Some(error) => Err(Fault::Contract(error)),
     }
+}
+
+/// As the server takes it.
+fn milliseconds(time: Duration) -> u128 {
+    time.as_millis().clamp(1, i32::MAX as u128)
 }
 
 fn took_too_long() -> Error {

@@ -271,11 +271,21 @@ impl Store {
 
     /// Begins a transaction. One that may write takes the write lock at once: taken later, it could find that what was
     /// read is out of date, and could only fail.
-    pub(super) async fn begin(self: &Arc<Self>, read_only: bool) -> Result<Transaction> {
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        read_only: bool,
+        statement_time: Option<Duration>,
+    ) -> Result<Transaction> {
         let opened = self.opened(!read_only)?;
         let pool = opened.as_ref().map_or(&self.empty, |opened| &opened.pool);
         let lease = pool.lease().await?;
-        self.begin_on(lease, opened.as_ref(), read_only).await
+        let mut transaction = self.begin_on(lease, opened.as_ref(), read_only).await?;
+        if let Some(time) = statement_time {
+            transaction.lease.statement_time = Some(time);
+            let bounded = bound_statements(transaction.lease.connection(), time).await;
+            bounded.map_err(|error| translate(&self.name, error))?;
+        }
+        Ok(transaction)
     }
 
     /// Begins one that writes and whose commit does not wait for the disk.
@@ -375,7 +385,7 @@ impl Store {
         }
         let arguments = arguments(params)?;
         let query = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(self.settings.query_cache);
-        let limit = self.settings.timeout * 2 + GRACE;
+        let limit = self.limit(lease);
         lease.broken = true;
         let reading = async {
             match max_bytes {
@@ -403,11 +413,15 @@ impl Store {
         }
     }
 
+    fn limit(&self, lease: &Lease) -> Duration {
+        lease.statement_time.unwrap_or(self.settings.timeout).saturating_mul(2).saturating_add(GRACE)
+    }
+
     /// Runs one of the host's own statements about transactions.
     async fn command(&self, lease: &mut Lease, text: &'static str) -> Result<()> {
         let query = sqlx::query(text).persistent(self.settings.query_cache);
         lease.broken = true;
-        match tokio::time::timeout(self.settings.timeout * 2 + GRACE, lease.connection().execute(query)).await {
+        match tokio::time::timeout(self.limit(lease), lease.connection().execute(query)).await {
             Ok(result) => {
                 lease.broken = false;
                 result.map(drop).map_err(|error| translate(&self.name, error))
@@ -464,6 +478,7 @@ impl Transaction {
                     unsynced.store(true, Ordering::Release);
                 }
                 self.lease.in_transaction = false;
+                self.restore_time().await;
                 self.lease.give_back();
                 Ok(())
             }
@@ -478,9 +493,27 @@ impl Transaction {
 
     pub(super) async fn rollback(mut self) -> Result<()> {
         self.lease.roll_back().await;
+        self.restore_time().await;
         self.lease.give_back();
         Ok(())
     }
+
+    /// Whoever has the connection next has the usual time. Where that fails, it is closed.
+    async fn restore_time(&mut self) {
+        if self.lease.statement_time.is_some()
+            && bound_statements(self.lease.connection(), self.store.settings.timeout).await.is_ok()
+        {
+            self.lease.statement_time = None;
+        }
+    }
+}
+
+/// Has SQLite end a statement that takes longer.
+async fn bound_statements(connection: &mut SqliteConnection, time: Duration) -> sqlx::Result<()> {
+    connection.lock_handle().await?.set_progress_handler(PROGRESS_INSTRUCTIONS, move || {
+        guard::running_since().is_none_or(|since| since.elapsed() < time)
+    });
+    Ok(())
 }
 
 /// Opens connections to one file.
@@ -496,13 +529,8 @@ impl Connector for File {
     async fn connect(&self) -> Result<SqliteConnection> {
         let connecting = async {
             let mut connection = self.options.connect().await?;
-            let timeout = self.timeout;
-            let mut locked = connection.lock_handle().await?;
-            guard::harden(locked.as_raw_handle());
-            locked.set_progress_handler(PROGRESS_INSTRUCTIONS, move || {
-                guard::running_since().is_none_or(|since| since.elapsed() < timeout)
-            });
-            drop(locked);
+            guard::harden(connection.lock_handle().await?.as_raw_handle());
+            bound_statements(&mut connection, self.timeout).await?;
             Ok(connection)
         };
         connecting.await.map_err(|error| translate(&self.name, error))

@@ -9,6 +9,7 @@ on_both! {
     a_column_that_was_added_by_hand_is_not_relied_on,
     a_table_of_a_newer_schema_is_refused,
     an_index_that_is_missing_is_made,
+    declared_indexes_are_made_behind_a_load,
     what_check_says_of_tables,
 }
 
@@ -120,6 +121,23 @@ fn an_index_that_is_missing_is_made(place: Place) {
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert_eq!(fixture.store.prepare(false, false).unwrap(), [""; 0]);
     assert_eq!(fixture.store.stored_collections().unwrap(), ["machines", "requests"]);
+}
+
+fn declared_indexes_are_made_behind_a_load(place: Place) {
+    let mut fixture = open(place, "{}", family());
+    let all = fixture.store.prepare(true, false).unwrap();
+    fixture.store.prepare_for_load().unwrap();
+    fixture.load("requests", &[r#"{"request_id":"r"}"#.to_owned()], Existing::Fail);
+    let machines = ["a", "b"].map(|id| format!(r#"{{"machine_id":"{id}","request_id":"r","status":"up"}}"#));
+    fixture.load("machines", &machines, Existing::Fail);
+    fixture.store.prepare_for_load().unwrap();
+    let left: Vec<String> =
+        all.into_iter().filter(|line| line.starts_with("CREATE INDEX") && !line.contains("larder_exact")).collect();
+    assert_eq!(left.len(), 2);
+    assert_eq!(fixture.store.prepare(true, false).unwrap(), left);
+    assert_eq!(fixture.store.find("machines", &by("status", r#""up""#)).unwrap().entities.len(), 2);
+    assert_eq!(fixture.store.prepare(false, false).unwrap(), left);
+    assert_eq!(fixture.store.prepare(false, false).unwrap(), [""; 0]);
 }
 
 fn what_check_says_of_tables(place: Place) {
