@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use larder::conformance::faults::{Call, Calls, Fault};
 use larder::error::{Error, Kind};
 use larder::migration::{self, Options, Start, StateOptions};
+use larder::query::Select;
 use larder::repository::Repository;
 use larder_model::{ErrorKind, json};
 use serde_json::{Map, Value};
@@ -31,8 +32,8 @@ const DOCUMENT: &str = r#"{
           "price": 0.1000000000000000000000000000000000001, "tags": {"deep": [[[{"x": null}]]]}}
   },
   "requests": {
-    "r1": {"request_id": "r1", "template_id": "a", "machine_count": 1, "status": "pending", "version": 1},
-    "r2": {"request_id": "r2", "template_id": "b", "machine_count": 1, "status": "pending", "version": 7}
+    "r1": {"request_id": "r1", "request_type": "provision", "template_id": "a", "machine_count": 1, "status": "pending", "version": 1},
+    "r2": {"request_id": "r2", "request_type": "provision", "template_id": "b", "machine_count": 1, "status": "pending", "version": 7}
   },
   "machines": {
     "m1": {"machine_id": "m1", "request_id": "r1", "template_id": "a", "status": "RUNNING", "instance_type": "t3"},
@@ -73,17 +74,9 @@ type Content = BTreeMap<(String, String), Map<String, Value>>;
 async fn content(store: &Repository) -> Content {
     let mut all = Content::new();
     for collection in store.collections() {
-        let mut cursor = None;
-        loop {
-            let batch = store.scan(&collection.name, 0, 1, cursor, 1 << 20).await.expect("a batch");
-            for entity in batch.entities {
-                let members = json::parse_object(&entity.body).expect("an object");
-                all.insert((collection.name.clone(), entity.id), members);
-            }
-            match batch.next {
-                Some(next) => cursor = Some(next),
-                None => break,
-            }
+        let found = store.query(&collection.name, Select::default()).collect().await.expect("entities");
+        for entity in found {
+            all.insert((collection.name.clone(), entity.id.clone()), entity.fields().expect("an object"));
         }
     }
     all
@@ -208,12 +201,12 @@ macro_rules! pairs {
 }
 
 pairs! {
-    sqlite_reads_for_a_document "sqlite" "json" Source 5;
-    a_document_takes_what_sqlite_gives "sqlite" "json" Target 11;
-    split_documents_are_read_for_sqlite "split" "sqlite" Source 11;
-    sqlite_takes_what_split_documents_give "split" "sqlite" Target 13;
-    postgresql_reads_for_split_documents "postgres" "split" Source 7;
-    postgresql_takes_what_a_document_gives "json" "postgres" Target 17;
+    sqlite_reads_for_a_document "sqlite" "json" Source 13;
+    a_document_takes_what_sqlite_gives "sqlite" "json" Target 23;
+    split_documents_are_read_for_sqlite "split" "sqlite" Source 29;
+    sqlite_takes_what_split_documents_give "split" "sqlite" Target 31;
+    postgresql_reads_for_split_documents "postgres" "split" Source 19;
+    postgresql_takes_what_a_document_gives "json" "postgres" Target 29;
     dynamodb_reads_for_sqlite "dynamodb" "sqlite" Source 7;
     dynamodb_takes_what_sqlite_gives "sqlite" "dynamodb" Target 7;
 }

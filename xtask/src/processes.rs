@@ -22,7 +22,7 @@ pub(crate) fn interruptions(arguments: &[&str]) -> Result<()> {
     run("resuming::a_killed", "LARDER_MIGRATION_KILLS", &kills.to_string())
 }
 
-/// Lets every call of every plugin go wrong (`tests/it/faults.rs`).
+/// Lets every call of every plugin go wrong (`tests/it/faults.rs`), in migrations too (`tests/it/migration_faults.rs`).
 pub(crate) fn faults(arguments: &[&str]) -> Result<()> {
     let [] = *arguments else { bail!("usage: cargo xtask faults") };
     run("faults::", "LARDER_FAULTS_ALL", "1")
