@@ -2,7 +2,8 @@
 //! would write instead.
 //!
 //! Larder verifies what it moved, and no other contestant does. Each of them gets the machines in the form that it reads
-//! best; larder moves the requests and templates too, into tables with foreign keys and indexes.
+//! best, and each makes the same of them: one table with a column for each field and a primary key. What larder makes by
+//! default, with requests and templates, foreign keys and indexes, stands in rows of its own that are held against nothing.
 
 use std::fs;
 use std::path::Path;
@@ -40,6 +41,10 @@ const ROUNDS_MAX: usize = 5;
 const TABLE: &str = "CREATE TABLE machines (machine_id TEXT PRIMARY KEY, request_id TEXT, template_id TEXT, status TEXT, \
                      instance_type TEXT, private_ip TEXT, created_at TIMESTAMP, version BIGINT)";
 const COUNT: &str = "SELECT count(*) FROM machines";
+/// The configuration whose `machines` are as they come, and the one with the collections that larder knows.
+const PLAIN: &str = "plain.json";
+const WHOLE: &str = "whole.json";
+
 /// Names the database in the configuration.
 const DATABASE_VARIABLE: &str = "BENCH_DATABASE";
 
@@ -64,6 +69,11 @@ pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Sect
     Ok(vec![utils, pgloader, ingestr, loops])
 }
 
+/// The label of a row about larder's own tables.
+fn with_all(what: &str) -> String {
+    format!("{what}, with what they refer to, foreign keys and indexes")
+}
+
 /// So many machines in a folder, and where they may go.
 struct Bench<'a> {
     settings: &'a Settings,
@@ -74,39 +84,50 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// The document for larder, the same machines as an array and in a database, and a configuration.
+    /// Documents for larder, the same machines as an array and in databases, and the configurations.
     fn write_files(&self, port: u16, password: &str) -> Result<()> {
         let document = larder_samples::machines(self.count, larder_samples::SEED);
         let parsed: Map<String, Value> = serde_json::from_str(&document)?;
         let machines = parsed["machines"].as_object().context("the sample has machines")?;
         fs::write(self.folder.join("machines.json"), Value::from_iter(machines.values().cloned()).to_string())?;
-        fs::create_dir(self.folder.join("data"))?;
-        fs::write(self.folder.join("data/request_database.json"), document)?;
-        let sqlite = |name| json!({"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": name}});
+        let sqlite = |name: &str| json!({"strategy": "sql", "sql_strategy": {"type": "sqlite", "name": name}});
         let server = json!({
             "type": "postgresql", "host": "127.0.0.1", "port": port, "name": format!("${{{DATABASE_VARIABLE}}}"),
             "username": ROLE, "password": password, "ssl_mode": "disable",
         });
-        let config = json!({"storage": {
-            "strategy": "json",
-            "json_strategy": {"base_path": "data"},
-            "stores": {
-                "source": sqlite("source.db"),
-                "sqlite": sqlite("larder.db"),
-                "postgres": {"strategy": "sql", "sql_strategy": server},
-            },
-        }});
-        fs::write(self.folder.join("larder.json"), config.to_string())?;
-        self.larder("none", &["--from", "json", "--to", "source", "--no-backup"]).map(drop)
+        let fields = ["request_id", "template_id", "status", "instance_type", "private_ip"].map(|name| (name, "text"));
+        let fields = fields.into_iter().chain([("created_at", "timestamp"), ("version", "integer")]);
+        let fields: Map<String, Value> = fields.map(|(name, kind)| (name.to_owned(), json!({"type": kind}))).collect();
+        let plain = json!({"machines": {"key": "machine_id", "updated_at": null, "fields": fields}});
+        for (config, collections, content) in
+            [(PLAIN, plain, json!({"machines": machines}).to_string()), (WHOLE, json!({}), document)]
+        {
+            let name = config.trim_end_matches(".json");
+            fs::create_dir(self.folder.join(name))?;
+            fs::write(self.folder.join(name).join("request_database.json"), content)?;
+            let config_content = json!({"storage": {
+                "strategy": "json",
+                "json_strategy": {"base_path": name},
+                "collections": collections,
+                "stores": {
+                    "source": sqlite(&format!("{name}.db")),
+                    "sqlite": sqlite("larder.db"),
+                    "postgres": {"strategy": "sql", "sql_strategy": server},
+                },
+            }});
+            fs::write(self.folder.join(config), config_content.to_string())?;
+            self.larder(config, "none", &["--from", "json", "--to", "source", "--no-backup"])?;
+        }
+        Ok(())
     }
 
     fn json_to_sqlite(&self, utils: &mut Section, loops: &mut Section) -> Result<()> {
         let sqlite_utils = self.settings.sqlite_utils.as_ref().context("sqlite-utils is missing")?;
-        let larder = |options: &[&str]| {
+        let larder = |config: &str, options: &[&str]| {
             let options = [&["--from", "json", "--to", "sqlite"], options].concat();
-            self.filling_sqlite("larder.db", || self.larder("none", &options))
+            self.filling_sqlite("larder.db", || self.larder(config, "none", &options))
         };
-        let [tool, a_loop, whole, verified, bare] = take_turns(
+        let [tool, a_loop, backed_up, verified, bare, whole] = take_turns(
             self.rounds(),
             [
                 Box::new(|| {
@@ -114,16 +135,18 @@ impl Bench<'_> {
                     self.filling_sqlite("utils.db", || self.run(Command::new(sqlite_utils).args(arguments)))
                 }),
                 Box::new(|| self.filling_sqlite("loop.db", || self.runtime.block_on(self.loop_into_sqlite("loop.db")))),
-                Box::new(|| larder(&[])),
-                Box::new(|| larder(&["--no-backup"])),
-                Box::new(|| larder(&["--no-backup", "--no-verify"])),
+                Box::new(|| larder(PLAIN, &[])),
+                Box::new(|| larder(PLAIN, &["--no-backup"])),
+                Box::new(|| larder(PLAIN, &["--no-backup", "--no-verify"])),
+                Box::new(|| larder(WHOLE, &["--no-backup"])),
             ],
         )?;
         let count = self.count;
-        utils.rows.push(self.judged(Row::new(format!("{count} machines"), &whole, &tool), SQLITE_UTILS_RATIO_MAX));
+        utils.rows.push(self.judged(Row::new(format!("{count} machines"), &backed_up, &tool), SQLITE_UTILS_RATIO_MAX));
         let row = Row::new(format!("{count} machines, `--no-backup`"), &verified, &tool);
         utils.rows.push(self.judged(row, SQLITE_UTILS_RATIO_MAX));
         utils.rows.push(Row::new(format!("{count} machines, `--no-backup --no-verify`"), &bare, &tool));
+        utils.rows.push(Row::new(with_all(&format!("{count} machines")), &whole, &tool));
         let row = Row::new(format!("JSON to SQLite, {count} machines"), &verified, &a_loop);
         loops.rows.push(self.judged(row, LOOP_RATIO_MAX));
         Ok(())
@@ -131,7 +154,7 @@ impl Bench<'_> {
 
     fn sqlite_to_postgres(&self, pgloader: &mut Section, loops: &mut Section) -> Result<()> {
         let program = self.settings.pgloader.as_ref().context("pgloader is missing")?;
-        let source = self.folder.join("source.db");
+        let source = self.folder.join("plain.db");
         self.to_postgres("SQLite", "source", pgloader, loops, &|url| {
             let mut command = Command::new(program);
             // What it refuses it reports there, and exits with 0: the rows are counted afterwards.
@@ -163,7 +186,11 @@ impl Bench<'_> {
         command: &dyn Fn(&str) -> Command,
     ) -> Result<()> {
         let Place::Postgres(cluster) = self.postgres else { unreachable!("a server was started") };
-        let [tool, a_loop, verified] = take_turns(
+        let larder = |config: &str| {
+            let options = ["--from", store, "--to", "postgres", "--no-backup"];
+            self.filling_postgres(|database| self.larder(config, &database.name, &options))
+        };
+        let [tool, a_loop, verified, whole] = take_turns(
             self.rounds(),
             [
                 Box::new(|| self.filling_postgres(|database| self.run(&mut command(&cluster.url(&database.name))))),
@@ -173,14 +200,13 @@ impl Bench<'_> {
                         _ => self.runtime.block_on(self.loop_from_sqlite(database)),
                     })
                 }),
-                Box::new(|| {
-                    let options = ["--from", store, "--to", "postgres", "--no-backup"];
-                    self.filling_postgres(|database| self.larder(&database.name, &options))
-                }),
+                Box::new(|| larder(PLAIN)),
+                Box::new(|| larder(WHOLE)),
             ],
         )?;
         let what = format!("{from} to PostgreSQL, {} machines", self.count);
         beside.rows.push(self.judged(Row::new(&what, &verified, &tool), POSTGRES_RATIO_MAX));
+        beside.rows.push(Row::new(with_all(&what), &whole, &tool));
         loops.rows.push(self.judged(Row::new(&what, &verified, &a_loop), LOOP_RATIO_MAX));
         Ok(())
     }
@@ -193,9 +219,9 @@ impl Bench<'_> {
         if self.count >= JUDGED_FROM { row.at_most(ratio_max) } else { row }
     }
 
-    fn larder(&self, database: &str, options: &[&str]) -> Result<Duration> {
+    fn larder(&self, config: &str, database: &str, options: &[&str]) -> Result<Duration> {
         let mut command = Command::new(&self.settings.larder);
-        command.arg("migrate").args(options).env(DATABASE_VARIABLE, database);
+        command.args(["--config", config, "migrate"]).args(options).env(DATABASE_VARIABLE, database);
         self.run(command.env("LARDER_PLUGINS", &self.settings.plugins).env_remove("LARDER_CONFIG"))
     }
 
@@ -291,7 +317,7 @@ impl Bench<'_> {
 
     async fn loop_from_sqlite(&self, database: &Database<'_>) -> Result<Duration> {
         let started = Instant::now();
-        let mut source = self.sqlite("source.db").connect().await?;
+        let mut source = self.sqlite("plain.db").connect().await?;
         let Program::Postgres(mut connection) = database.connect().await? else { unreachable!("it is on a server") };
         connection.execute(TABLE).await?;
         let mut transaction = connection.begin().await?;
