@@ -490,12 +490,12 @@ fn a_write_expects_what_was_read() {
     };
     assert_eq!(condition(None), "attribute_not_exists(template_id)");
     let whole = r#"{"template_id":"a","version":7,"created_at":"t","status":"s","pool":"p"}"#;
-    assert_eq!(condition(Some(whole)), "attribute_exists(template_id) AND version = 7 AND created_at = 't'");
+    assert_eq!(condition(Some(whole)), "version = 7 AND created_at = 't'");
     // A version of `1.0` is none, and the next is 1, which is the same to an attribute.
     let loaded = r#"{"template_id":"a","version":1.0,"created_at":"t","status":"s","pool":"p"}"#;
     assert_eq!(
         condition(Some(loaded)),
-        "attribute_exists(template_id) AND version = 1 AND created_at = 't' AND larder_exact = \
+        "version = 1 AND created_at = 't' AND larder_exact = \
          '{\"format\":1,\"members\":{\"version\":1.0}}'"
     );
     let bare = Collection { stamps: Stamps { created: None, ..table.collection.stamps.clone() }, ..plain().collection };
