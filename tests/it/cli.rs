@@ -608,7 +608,7 @@ fn a_damaged_document_is_brought_back_from_a_backup() {
     assert_eq!((lines.len(), points.as_array().unwrap().len()), (2, 1), "a heading and one backup: {listed:#?}");
     let point = lines[1].split_whitespace().next().unwrap();
     assert_eq!(points[0], point);
-    assert!(lines[1].contains("1 entities in 1 collections"), "{listed:#?}");
+    assert!(lines[1].contains("1 entity in 1 collection"), "{listed:#?}");
     let done = folder.larder(&["restore", point]).exits(0);
     assert!(done.stdout.contains("kept the document that was there as request_database.json.bak-"), "{done:#?}");
     assert_eq!(folder.larder(&["count", "templates"]).exits(0).stdout, "1\n");

@@ -320,8 +320,10 @@ fn summary(document: &Document) -> String {
             collections += 1;
         }
     }
+    let entities = if entities == 1 { "1 entity".to_owned() } else { format!("{entities} entities") };
     match document.content {
-        Content::Collections => format!("{entities} entities in {collections} collections"),
-        Content::Entities(_) => format!("{entities} entities"),
+        Content::Collections if collections == 1 => format!("{entities} in 1 collection"),
+        Content::Collections => format!("{entities} in {collections} collections"),
+        Content::Entities(_) => entities,
     }
 }
