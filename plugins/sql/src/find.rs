@@ -272,7 +272,8 @@ struct Place {
 
 impl Place {
     fn read(text: &[u8]) -> Option<Place> {
-        let mut parts = larder_model::json::parse_object(text).ok()?;
+        // A value of an odd row stands two levels deeper here than in its entity.
+        let mut parts = larder_model::json::parse_wrapping(text, 2).ok()?;
         let plain = match parts.shift_remove("plain")? {
             Value::Array(values) => Some(values),
             _ => None,

@@ -9,6 +9,7 @@ use super::*;
 
 on_both! {
     every_order_is_the_contracts,
+    pages_go_on_behind_the_deepest_value,
     an_order_that_was_begun_is_kept_while_others_write,
     indexes_serve_what_they_are_for,
     an_index_serves_an_order_of_rows_that_all_match,
@@ -94,6 +95,21 @@ fn stored(store: &mut SqlStore<Native>) -> Vec<(String, Map<String, Value>)> {
         if cursor.is_none() {
             return found;
         }
+    }
+}
+
+fn pages_go_on_behind_the_deepest_value(place: Place) {
+    let mut fixture = open(place, "{}", typed());
+    let levels = json::DEPTH_MAX - 1;
+    let deepest = format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let bodies = ["\"a\"", &deepest, "\"b\"", &deepest].into_iter().enumerate();
+    let bodies: Vec<String> = bodies.map(|(id, text)| format!(r#"{{"id":"{id}","text":{text}}}"#)).collect();
+    assert_eq!(fixture.load("typed", &bodies, Existing::Fail).written, 4);
+    for descending in [false, true] {
+        let order_by = vec![SortKey { field: FieldPath::member("text"), descending }];
+        let (mut ids, _) = all_pages(&mut fixture.store, "typed", Query { order_by, limit: 1, ..everything() });
+        ids.sort_unstable();
+        assert_eq!(ids, ["0", "1", "2", "3"]);
     }
 }
 
