@@ -608,7 +608,7 @@ async fn a_conflict_names_the_write_and_the_stored_version() {
     assert_eq!(version(&site.tables, "a"), Some(10));
     site.proxy.be_good();
     site.proxy.on("TransactWriteItems", When::Always, Fault::Cancel(&["TransactionConflict"]));
-    // One that meets others for good is sent a bounded number of times, however often its writes were refused before.
+    // One that meets others for good is sent a bounded number of times.
     let seen = site.proxy.count("TransactWriteItems");
     let error = repository.apply(vec![put("a", "", Expectation::Any)], true).await;
     let error = fails(error, &[ErrorKind::VersionConflict]);
