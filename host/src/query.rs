@@ -411,7 +411,7 @@ impl<'a> Answer<'a> {
         self.progress.turn(repository, self.cursor.as_deref())?;
         let mut rows = Vec::with_capacity(page.entities.len());
         for (index, entity) in page.entities.into_iter().enumerate() {
-            let (entity, fields) = repository.checked(definition, entity)?;
+            let fields = repository.checked(definition, &entity)?.into_map();
             rows.push(Row { entity, fields, index });
         }
         if sorted && !query.order_by.is_empty() {

@@ -55,6 +55,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use larder_model::filter::{self, Filter};
+use larder_model::json::Members;
 use larder_model::{
     Batch, Collection, Entity, ErrorKind, Existing, Expectation, Isolation, Loaded, Opened, Outcome, Page, Put, Query,
     Removal, Retry, Violation, Write, entity,
@@ -596,7 +597,11 @@ impl Repository {
         let mut entities = Vec::with_capacity(answers.len());
         for (answer, id) in answers.into_iter().zip(ids) {
             entities.push(match answer {
-                Some(entity) if entity.id == *id => Some(self.checked(definition, bindings::entity_from(entity))?.0),
+                Some(entity) if entity.id == *id => {
+                    let entity = bindings::entity_from(entity);
+                    self.checked(definition, &entity)?;
+                    Some(entity)
+                }
                 Some(_) => return Err(self.store.misbehaved(format!("answers `{id}` with another entity"))),
                 None => None,
             });
@@ -614,18 +619,18 @@ impl Repository {
         self.store.misbehaved(what)
     }
 
-    /// An entity that a strategy gave, with its fields, or `corrupt`.
-    pub(crate) fn checked(&self, collection: &Collection, found: Entity) -> Result<(Entity, Map<String, Value>)> {
+    /// The members of an entity that a strategy gave, or `corrupt`.
+    pub(crate) fn checked<'a>(&self, collection: &Collection, found: &'a Entity) -> Result<Members<'a>> {
         let at = || format!("{} `{}` in store `{}`", collection.name, one_line(&found.id), self.store.name);
         if found.body.len() as u64 > self.store.edition().plugin.description.max_entity_bytes {
             return Err(self.store.misbehaved(format!("gives {}, which is larger than it says it stores", at())));
         }
-        let fields = larder_model::json::parse_object(&found.body).map_err(|error| {
+        let members = larder_model::json::members(&found.body).map_err(|error| {
             Error::contract(ErrorKind::Corrupt, format!("{} is no valid entity", at())).caused_by(error)
         })?;
-        match entity::key_of(collection, &fields) {
-            Ok(key) if key == found.id => match entity::version_of(collection, &fields) {
-                version if version == found.version => Ok((found, fields)),
+        match entity::key_of(collection, &members) {
+            Ok(key) if key == found.id => match entity::version_of(collection, &members) {
+                version if version == found.version => Ok(members),
                 version => Err(self.store.misbehaved(format!(
                     "gives version {} for {}, which says {version}",
                     found.version,

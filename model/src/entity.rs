@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use crate::{Collection, Entity, Error, ErrorKind, Expectation, Result, Write, json, json::quoted};
+use crate::json::{self, Members, Object, quoted};
+use crate::{Collection, Entity, Error, ErrorKind, Expectation, Result, Write};
 
 /// The longest id.
 pub const ID_CHARS_MAX: usize = 255;
@@ -27,7 +28,7 @@ pub fn check_id(id: &str) -> Result<()> {
 }
 
 /// The id that the entity's key member holds.
-pub fn key_of<'a>(collection: &Collection, entity: &'a Map<String, Value>) -> Result<&'a str> {
+pub fn key_of<'a>(collection: &Collection, entity: &'a impl Object) -> Result<&'a str> {
     let key_member = || format!("{}: the key member {}", collection.name, quoted(&collection.key));
     match entity.get(&collection.key) {
         Some(Value::String(id)) => match check_id(id) {
@@ -40,7 +41,7 @@ pub fn key_of<'a>(collection: &Collection, entity: &'a Map<String, Value>) -> Re
 }
 
 /// The entity's version; 0 where it has none that is spelt as a non-negative integer below 2^63.
-pub fn version_of(collection: &Collection, entity: &Map<String, Value>) -> u64 {
+pub fn version_of(collection: &Collection, entity: &impl Object) -> u64 {
     entity.get(&collection.stamps.version).and_then(usable_version).unwrap_or(0)
 }
 
@@ -71,11 +72,12 @@ pub fn parse(collection: &Collection, id: Option<&str>, body: &[u8]) -> Result<M
     with_key(collection, id, json::parse_object(body))
 }
 
-fn with_key(
-    collection: &Collection,
-    id: Option<&str>,
-    parsed: Result<Map<String, Value>>,
-) -> Result<Map<String, Value>> {
+/// [`parse`] for who goes through the members once.
+pub fn members<'a>(collection: &Collection, id: Option<&str>, body: &'a [u8]) -> Result<Members<'a>> {
+    with_key(collection, id, json::members(body))
+}
+
+fn with_key<T: Object>(collection: &Collection, id: Option<&str>, parsed: Result<T>) -> Result<T> {
     let context = |error: Error| match id {
         Some(id) => Error::invalid(format!("{} {}: {error}", collection.name, quoted(id))),
         None => Error::invalid(format!("{}: {error}", collection.name)),

@@ -3,7 +3,8 @@
 
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
-use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::Deserializer as _;
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value, map::Entry};
 
 use crate::{Error, Result, number};
@@ -48,6 +49,66 @@ pub fn parse_members(text: &[u8], wanted: &[&str]) -> Result<Map<String, Value>>
 /// the entity itself.
 pub fn parse_wrapping(text: &[u8], levels: usize) -> Result<Map<String, Value>> {
     object(parse_within(text, DEPTH_MAX + levels)?)
+}
+
+/// An object's members in their order, each name once. Cheaper to make than a [`Map`], for who goes through them or looks
+/// for a few.
+#[derive(Debug, Default)]
+pub struct Members<'a>(Vec<(Cow<'a, str>, Value)>);
+
+/// An object whose members are found by name.
+pub trait Object {
+    /// The value of a member.
+    fn get(&self, name: &str) -> Option<&Value>;
+}
+
+impl Object for Map<String, Value> {
+    fn get(&self, name: &str) -> Option<&Value> {
+        Map::get(self, name)
+    }
+}
+
+impl Object for Members<'_> {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find(|(member, _)| member == name).map(|(_, value)| value)
+    }
+}
+
+impl Members<'_> {
+    /// In their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(name, value)| (&**name, value))
+    }
+
+    /// As a [`Map`].
+    pub fn into_map(self) -> Map<String, Value> {
+        self.0.into_iter().map(|(name, value)| (name.into_owned(), value)).collect()
+    }
+}
+
+impl From<Map<String, Value>> for Members<'_> {
+    fn from(map: Map<String, Value>) -> Self {
+        Members(map.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect())
+    }
+}
+
+impl<'a> IntoIterator for Members<'a> {
+    type Item = (Cow<'a, str>, Value);
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// Reads a JSON object as [`parse_object`] does, into [`Members`].
+pub fn members(text: &[u8]) -> Result<Members<'_>> {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    match deserializer.deserialize_map(TopLevel).and_then(|members| deserializer.end().map(|()| members)) {
+        Ok(members) => Ok(members),
+        // What is wrong with it is said in one place.
+        Err(_) => parse_object(text).map(Members::from),
+    }
 }
 
 fn object(value: Value) -> Result<Map<String, Value>> {
@@ -256,6 +317,40 @@ impl<'de> Visitor<'de> for Exact<'_> {
     }
 }
 
+/// Reads an object that stands in nothing else.
+struct TopLevel;
+
+/// Names that are compared with all before them. Of more, the rest is looked up.
+const COMPARED_NAMES_MAX: usize = 16;
+
+impl<'de> Visitor<'de> for TopLevel {
+    type Value = Members<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> std::result::Result<Members<'de>, A::Error> {
+        let exact = Exact { depth: 0, depth_max: DEPTH_MAX, kept: Kept::All };
+        let mut read: Vec<(Cow<'de, str>, Value)> = Vec::with_capacity(COMPARED_NAMES_MAX);
+        let mut names = BTreeSet::new();
+        while let Some(name) = members.next_key_seed(Name)? {
+            let compared = &read[..read.len().min(COMPARED_NAMES_MAX)];
+            if compared.iter().any(|(before, _)| *before == name) {
+                return Err(stands_twice(&name));
+            }
+            if read.len() >= COMPARED_NAMES_MAX && !names.insert(name.clone()) {
+                return Err(stands_twice(&name));
+            }
+            match exact.member(&name, &mut members)? {
+                NumberOr::Number(_) => return Err(A::Error::custom("a number is no object")),
+                NumberOr::Value(value) => read.push((name, value)),
+            }
+        }
+        Ok(Members(read))
+    }
+}
+
 /// Reads a member's name, borrowed where it has no escapes.
 struct Name;
 
@@ -376,7 +471,7 @@ pub fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
 /// code units, the least escapes, but with numbers by [`number::canonical`], because they are exact and not doubles.
 pub fn write_canonical(value: &Value, out: &mut Vec<u8>) {
     match value {
-        Value::Object(map) => canonical_object(map, out),
+        Value::Object(map) => write_canonical_object(map.iter().map(|(name, value)| (name.as_str(), value)), out),
         Value::Array(elements) => {
             out.push(b'[');
             for (i, element) in elements.iter().enumerate() {
@@ -396,9 +491,13 @@ pub fn write_canonical(value: &Value, out: &mut Vec<u8>) {
 }
 
 /// [`write_canonical`] of an object.
-pub fn canonical_object(map: &Map<String, Value>, out: &mut Vec<u8>) {
-    let mut members: Vec<_> = map.iter().collect();
-    members.sort_unstable_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+pub fn write_canonical_object<'a>(members: impl Iterator<Item = (&'a str, &'a Value)>, out: &mut Vec<u8>) {
+    let mut members: Vec<_> = members.collect();
+    members.sort_unstable_by(|(a, _), (b, _)| match a.is_ascii() && b.is_ascii() {
+        // The same order, and cheaper.
+        true => a.cmp(b),
+        false => a.encode_utf16().cmp(b.encode_utf16()),
+    });
     out.push(b'{');
     for (i, (name, value)) in members.into_iter().enumerate() {
         if i > 0 {
@@ -461,6 +560,41 @@ mod tests {
             let value = parse(text.as_bytes()).unwrap();
             assert_eq!(compact(&value), spelt);
             assert_eq!(number::canonical(spelt), number::canonical(text));
+        }
+    }
+
+    #[test]
+    fn members_are_read_as_an_object_is() {
+        let wide = |twice: &str| {
+            let members: Vec<String> = (0..40).map(|i| format!("\"member {i}\":{i}")).collect();
+            format!("{{{},\"{twice}\":1}}", members.join(","))
+        };
+        let deep = format!("{}1{}", "{\"a\":".repeat(DEPTH_MAX), "}".repeat(DEPTH_MAX));
+        let too_deep = format!("{{\"a\":{deep}}}");
+        let (ends, once) = (["member 0", "member 15", "member 16", "member 39"].map(wide), wide("more"));
+        let texts = [
+            "{}",
+            r#"{"b":1,"a":[1.0,{}],"\u0063":"x"}"#,
+            r#"{"$serde_json::private::Number":"1"}"#,
+            r#"{"a":1,"$serde_json::private::Number":2}"#,
+            r#"{"$serde_json::private::Number":"1","a":2}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"a":1} x"#,
+            "{\"a\":1",
+            "1e5",
+            "12345678901234567890123",
+            "\"text\"",
+            "[1]",
+            "null",
+            "",
+            deep.as_str(),
+            too_deep.as_str(),
+            once.as_str(),
+        ];
+        for text in texts.into_iter().chain(ends.iter().map(String::as_str)) {
+            let read = members(text.as_bytes()).map(Members::into_map);
+            let expected = parse_object(text.as_bytes());
+            assert_eq!(format!("{read:?}"), format!("{expected:?}"), "{text}");
         }
     }
 

@@ -1,13 +1,13 @@
 //! What a declared schema refuses in an entity, as far as the entity alone can tell. Whether a store is strict enough
 //! to ask is its own matter.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::Collection;
+use crate::{Collection, json::Object};
 
 /// The rules that the entity breaks, each the same text for every entity that breaks it: `templates.vm_type is
 /// required` where it is absent or null, `templates.name is longer than 255 characters` where it is text.
-pub fn violations(collection: &Collection, entity: &Map<String, Value>) -> Vec<String> {
+pub fn violations(collection: &Collection, entity: &impl Object) -> Vec<String> {
     let mut broken = Vec::new();
     for field in &collection.fields {
         let name = format_args!("{}.{}", collection.name, field.name);

@@ -20,8 +20,8 @@ pub(super) async fn run(context: &mut Context, args: ExportArgs) -> Result<()> {
         let mut pages = migration::read_ahead(&repository, &collection.name, 1);
         while let Some(page) = pages.recv().await {
             for entity in page?.entities {
-                let (_, fields) = repository.checked(&collection, entity)?;
-                let line = json!({ "collection": collection.name, "entity": Value::Object(fields) });
+                let fields = repository.checked(&collection, &entity)?;
+                let line = json!({ "collection": collection.name, "entity": Value::Object(fields.into_map()) });
                 context.printer.value(&line)?;
             }
         }

@@ -71,7 +71,7 @@ impl Migration<'_> {
         let stored = patiently(|| self.target.get(&collection.name, &names)).await?;
         let mut removals = Vec::with_capacity(page.len());
         for (entity, stored) in page.into_iter().zip(stored) {
-            let (entity, fields) = self.source.checked(collection, entity)?;
+            let fields = self.source.checked(collection, &entity)?.into_map();
             let is_there = match stored {
                 Some(stored) => json::equal_objects(&fields, &json::parse_object(&stored.body)?),
                 None => false,

@@ -4,8 +4,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 
-use larder_model::{Entity, json};
-use serde_json::{Map, Value};
+use larder_model::Entity;
+use larder_model::json::{self, Members};
 use sha2::{Digest as _, Sha256};
 
 use super::pages::{broke_off, read_ahead};
@@ -79,9 +79,11 @@ pub(super) struct Term {
 }
 
 impl Term {
-    pub(super) fn new(id: &str, fields: &Map<String, Value>) -> Term {
-        let mut canonical = Vec::with_capacity(1024);
-        json::canonical_object(fields, &mut canonical);
+    /// `members` are the entity's.
+    pub(super) fn new(entity: &Entity, members: &Members<'_>) -> Term {
+        let id = &entity.id;
+        let mut canonical = Vec::with_capacity(entity.body.len());
+        json::write_canonical_object(members.iter(), &mut canonical);
         let mut hasher = Sha256::new();
         hasher.update((id.len() as u64).to_le_bytes());
         hasher.update(id);
@@ -182,11 +184,8 @@ pub(super) async fn of(
                 page.retain(|entity| !left_out.contains(&hash(&[collection, &entity.id])));
             }
             parsing.push_back(tokio::task::spawn_blocking(move || -> Result<Vec<Term>> {
-                let term = |entity| {
-                    let (entity, fields) = repository.checked(&definition, entity)?;
-                    Ok(Term::new(&entity.id, &fields))
-                };
-                page.into_iter().map(term).collect()
+                let term = |entity| Ok(Term::new(entity, &repository.checked(&definition, entity)?));
+                page.iter().map(term).collect()
             }));
             continue;
         }
@@ -219,10 +218,15 @@ pub(super) async fn of_raw(repository: &Repository, collection: &str) -> Result<
 mod tests {
     use super::*;
 
+    fn term(id: &str, body: &str) -> Term {
+        let entity = Entity { id: id.to_owned(), version: 0, body: body.into() };
+        Term::new(&entity, &json::members(&entity.body).unwrap())
+    }
+
     fn digest(entities: &[(&str, &str)]) -> Digest {
         let mut digest = Digest::default();
         for (id, body) in entities {
-            digest.add(&Term::new(id, &json::parse_object(body.as_bytes()).unwrap()));
+            digest.add(&term(id, body));
         }
         digest
     }
@@ -254,7 +258,7 @@ mod tests {
         let all = [("a", r#"{"x":1}"#), ("b", "{}"), ("c", r#"{"x":2}"#)];
         let mut digest = digest(&all);
         for (id, body) in &all[1..] {
-            digest.remove(&Term::new(id, &json::parse_object(body.as_bytes()).unwrap()));
+            digest.remove(&term(id, body));
         }
         let one = self::digest(&all[..1]);
         assert_eq!((digest.count(), &digest), (1, &one));

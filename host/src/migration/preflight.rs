@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
-use larder_model::{Collection, Entity, ErrorKind, Existing, FieldType, Violation, json};
-use serde_json::{Map, Value};
+use larder_model::json::{self, Members, Object as _};
+use larder_model::{Collection, Entity, ErrorKind, Existing, FieldType, Violation};
+use serde_json::Value;
 
 use super::digest::{Sum, Term, hash};
 use super::pace::patiently;
@@ -70,57 +71,94 @@ impl FieldReport {
 
 /// Members by name, in each way how often, and one that is so.
 #[derive(Default)]
-struct Fields(BTreeMap<String, BTreeMap<Kept, (u64, String)>>);
+struct Fields {
+    /// In the order in which they came first.
+    members: Vec<FieldWays>,
+    positions: HashMap<String, usize>,
+}
+
+struct FieldWays {
+    name: String,
+    declared: Option<FieldType>,
+    ways: BTreeMap<Kept, (u64, String)>,
+}
 
 impl Fields {
-    fn add(&mut self, collection: &Collection, id: &str, fields: &Map<String, Value>) {
-        for (name, value) in fields {
-            let kept = kept(collection, name, value);
-            self.count(name, kept, 1, id);
-        }
-    }
-
-    fn count(&mut self, name: &str, kept: Kept, entities: u64, example: &str) {
-        if !self.0.contains_key(name) {
-            if self.0.len() == FIELDS_MAX {
-                return;
-            }
-            self.0.insert(name.to_owned(), BTreeMap::new());
-        }
-        let Some(ways) = self.0.get_mut(name) else { return };
-        ways.entry(kept).or_insert_with(|| (0, example.to_owned())).0 += entities;
-    }
-
-    fn merge(&mut self, other: Fields) {
-        for (name, ways) in other.0 {
-            for (kept, (entities, example)) in ways {
-                self.count(&name, kept, entities, &example);
+    fn add(&mut self, collection: &Collection, id: &str, members: &Members<'_>) {
+        for (turn, (name, value)) in members.iter().enumerate() {
+            if let Some(field) = self.field(collection, name, turn) {
+                field.count(kept(field.declared, value), 1, id);
             }
         }
     }
 
-    fn into_reports(self) -> Vec<FieldReport> {
-        let ways = self.0.into_iter().flat_map(|(field, ways)| ways.into_iter().map(move |way| (field.clone(), way)));
+    /// The field of a member, which is likely to come in the same turn as in the entity before. None for those that are too
+    /// many.
+    fn field(&mut self, collection: &Collection, name: &str, turn: usize) -> Option<&mut FieldWays> {
+        let is_next = self.members.get(turn).is_some_and(|field| field.name == name);
+        let position = match is_next {
+            true => turn,
+            false => match self.positions.get(name) {
+                Some(position) => *position,
+                None if self.members.len() == FIELDS_MAX => return None,
+                None => {
+                    self.positions.insert(name.to_owned(), self.members.len());
+                    let declared = declared(collection, name);
+                    self.members.push(FieldWays { name: name.to_owned(), declared, ways: BTreeMap::new() });
+                    self.members.len() - 1
+                }
+            },
+        };
+        self.members.get_mut(position)
+    }
+
+    fn merge(&mut self, collection: &Collection, other: Fields) {
+        for (turn, theirs) in other.members.into_iter().enumerate() {
+            let Some(field) = self.field(collection, &theirs.name, turn) else { continue };
+            for (kept, (entities, example)) in theirs.ways {
+                field.count(kept, entities, &example);
+            }
+        }
+    }
+
+    /// By name.
+    fn into_reports(mut self) -> Vec<FieldReport> {
+        self.members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let ways =
+            self.members.into_iter().flat_map(|field| field.ways.into_iter().map(move |way| (field.name.clone(), way)));
         ways.map(|(field, (kept, (entities, example)))| FieldReport { field, kept, entities, example }).collect()
     }
 }
 
-fn kept(collection: &Collection, name: &str, value: &Value) -> Kept {
+impl FieldWays {
+    fn count(&mut self, kept: Kept, entities: u64, example: &str) {
+        self.ways.entry(kept).or_insert_with(|| (0, example.to_owned())).0 += entities;
+    }
+}
+
+/// The type that the collection has for a member; none where it knows nothing of it.
+fn declared(collection: &Collection, name: &str) -> Option<FieldType> {
     let stamps = &collection.stamps;
-    let ty = match collection.fields.iter().find(|field| field.name == name) {
-        Some(field) => field.ty,
-        None if name == collection.key => FieldType::Text,
-        None if name == stamps.version => FieldType::Integer,
-        None if [&stamps.created, &stamps.updated].into_iter().flatten().any(|it| it == name) => FieldType::Timestamp,
-        None => return Kept::NotDeclared,
-    };
-    let is_declared = match (ty, value) {
-        (FieldType::Json, _) => true,
+    let field = collection.fields.iter().find(|field| field.name == name);
+    field.map(|field| field.ty).or_else(|| {
+        let is_time = [&stamps.created, &stamps.updated].into_iter().flatten().any(|it| it == name);
+        match name {
+            _ if name == collection.key => Some(FieldType::Text),
+            _ if name == stamps.version => Some(FieldType::Integer),
+            _ => is_time.then_some(FieldType::Timestamp),
+        }
+    })
+}
+
+fn kept(declared: Option<FieldType>, value: &Value) -> Kept {
+    let is_declared = match (declared, value) {
+        (None, _) => return Kept::NotDeclared,
+        (Some(FieldType::Json), _) => true,
         (_, Value::Null) => return Kept::Null,
-        (FieldType::Text | FieldType::Timestamp, value) => value.is_string(),
-        (FieldType::Integer, value) => value.is_i64() || value.is_u64(),
-        (FieldType::Number, value) => value.is_number(),
-        (FieldType::Boolean, value) => value.is_boolean(),
+        (Some(FieldType::Text | FieldType::Timestamp), value) => value.is_string(),
+        (Some(FieldType::Integer), value) => value.is_i64() || value.is_u64(),
+        (Some(FieldType::Number), value) => value.is_number(),
+        (Some(FieldType::Boolean), value) => value.is_boolean(),
     };
     if is_declared { Kept::AsDeclared } else { Kept::OfAnotherType }
 }
@@ -225,7 +263,7 @@ impl Migration<'_> {
             let count = looked.entities.len() as u64;
             self.reports[position].read += count;
             self.raw[position].add(&looked.raw);
-            fields.merge(std::mem::take(&mut looked.fields));
+            fields.merge(&collection, std::mem::take(&mut looked.fields));
             let sound = self.judge(position, &collection, looked, judge)?;
             if occupied && self.options.existing == Existing::Fail {
                 self.compare_existing(&collection, &sound, judge.broken).await?;
@@ -244,7 +282,7 @@ impl Migration<'_> {
         collection: &Collection,
         looked: Looked,
         judge: &mut Judge<'_>,
-    ) -> Result<Vec<(String, Map<String, Value>)>> {
+    ) -> Result<Vec<Entity>> {
         let mut breaks: BTreeMap<u32, Vec<Break>> = BTreeMap::new();
         for violation in looked.violations {
             let (entity, found) = &looked.entities[violation.entity as usize];
@@ -264,7 +302,7 @@ impl Migration<'_> {
                 broken.push(Break { rule: rule.clone(), remedy: Remedy::RelaxTarget, example });
             }
             match &found {
-                Ok((fields, _)) => judge.ids.look(collection, &entity.id, fields, &mut broken),
+                Ok(found) => judge.ids.look(collection, &entity.id, &found.references, &mut broken),
                 Err(rule) => {
                     let example = json::quoted(&entity.id);
                     broken.push(Break { rule: rule.clone(), remedy: Remedy::CorrectSource, example });
@@ -286,9 +324,9 @@ impl Migration<'_> {
             }
             // One that was left out cannot be referred to in the target.
             judge.ids.add(&collection.name, &entity.id);
-            if let Ok((fields, term)) = found {
-                report.source_digest.add(&term);
-                sound.push((entity.id, fields));
+            if let Ok(found) = found {
+                report.source_digest.add(&found.term);
+                sound.push(entity);
             }
         }
         Ok(sound)
@@ -314,14 +352,14 @@ impl Migration<'_> {
     async fn compare_existing(
         &self,
         collection: &Collection,
-        entities: &[(String, Map<String, Value>)],
+        entities: &[Entity],
         broken: &mut BrokenRules,
     ) -> Result<()> {
-        let names: Vec<String> = entities.iter().map(|(id, _)| id.clone()).collect();
+        let names: Vec<String> = entities.iter().map(|entity| entity.id.clone()).collect();
         let stored = patiently(|| self.target.get(&collection.name, &names)).await?;
-        for ((id, fields), stored) in entities.iter().zip(stored) {
+        for (Entity { id, body, .. }, stored) in entities.iter().zip(stored) {
             let Some(stored) = stored else { continue };
-            if !json::equal_objects(fields, &json::parse_object(&stored.body)?) {
+            if !json::equal_objects(&json::parse_object(body)?, &json::parse_object(&stored.body)?) {
                 let rule = format!("{}: the target holds the entity with other content", collection.name);
                 broken.add(rule, Remedy::ChooseExisting, &collection.name, id, || json::quoted(id));
             }
@@ -348,8 +386,16 @@ struct Break {
     example: String,
 }
 
-/// The fields of an entity and its part of the digest, or the rule that it breaks by being none.
-type Found = std::result::Result<(Map<String, Value>, Term), String>;
+/// What is kept of a sound entity's members.
+struct Sound {
+    /// Its part of the digest.
+    term: Term,
+    /// For each reference of its collection the id that it names, where the target insists on references.
+    references: Vec<Option<String>>,
+}
+
+/// What was found in an entity, or the rule that it breaks by being none.
+type Found = std::result::Result<Sound, String>;
 
 /// A page of the source as the host sees it.
 struct Looked {
@@ -375,7 +421,8 @@ fn look_at(
             fields: Fields::default(),
             violations: Vec::new(),
         };
-        let enforces_fields = target.opened().enforces_fields;
+        let (enforces_fields, enforces_references) =
+            (target.opened().enforces_fields, target.opened().enforces_references);
         let bytes_max = target.plugin().description.max_entity_bytes;
         for (position, entity) in (0..).zip(page) {
             if entity.body.len() as u64 > bytes_max {
@@ -383,15 +430,16 @@ fn look_at(
                 looked.violations.push(Violation { entity: position, rule });
             }
             looked.raw.add(&Sum::of_raw(&entity));
-            let found = match source.checked(&collection, entity.clone()) {
-                Ok((_, fields)) => {
-                    looked.fields.add(&collection, &entity.id, &fields);
+            let found = match source.checked(&collection, &entity) {
+                Ok(members) => {
+                    looked.fields.add(&collection, &entity.id, &members);
                     if enforces_fields {
-                        let rules = larder_model::rules::violations(&collection, &fields);
+                        let rules = larder_model::rules::violations(&collection, &members);
                         looked.violations.extend(rules.into_iter().map(|rule| Violation { entity: position, rule }));
                     }
-                    let term = Term::new(&entity.id, &fields);
-                    Ok((fields, term))
+                    let references = collection.references.iter().filter(|_| enforces_references);
+                    let named = references.map(|it| members.get(&it.field).and_then(Value::as_str).map(str::to_owned));
+                    Ok(Sound { term: Term::new(&entity, &members), references: named.collect() })
                 }
                 // The reason without the entity's name is the rule.
                 Err(error) => Err(match error.causes.first() {
@@ -516,7 +564,6 @@ impl BrokenRules {
 struct ReferencedIds {
     known: BTreeMap<String, HashSet<[u8; 16]>>,
     read: HashSet<String>,
-    enforced: bool,
 }
 
 impl ReferencedIds {
@@ -527,7 +574,7 @@ impl ReferencedIds {
         } else {
             BTreeMap::new()
         };
-        ReferencedIds { known, read: HashSet::new(), enforced }
+        ReferencedIds { known, read: HashSet::new() }
     }
 
     fn is_wanted(&self, collection: &str) -> bool {
@@ -559,12 +606,10 @@ impl ReferencedIds {
         self.read.insert(collection.into());
     }
 
-    fn look(&self, collection: &Collection, id: &str, fields: &Map<String, Value>, broken: &mut Vec<Break>) {
-        if !self.enforced {
-            return;
-        }
-        for reference in &collection.references {
-            let Some(Value::String(to)) = fields.get(&reference.field) else { continue };
+    /// `named` are the ids that an entity refers to, as [`Sound`] has them.
+    fn look(&self, collection: &Collection, id: &str, named: &[Option<String>], broken: &mut Vec<Break>) {
+        for (reference, to) in collection.references.iter().zip(named) {
+            let Some(to) = to else { continue };
             // Its own collection, or one of a circle, is not read yet: the target itself will tell.
             let is_read = self.read.contains(&reference.collection);
             if is_read && !self.known[&reference.collection].contains(&hash(&[to])) {

@@ -210,10 +210,10 @@ impl Migration<'_> {
                 return Err(Error::new(Kind::Differs, message).caused_by(rule));
             }
             self.left_out.insert(hash(&[&collection.name, &entity.id]));
-            let (entity, fields) = self.source.checked(&collection, entity)?;
+            let term = Term::new(&entity, &self.source.checked(&collection, &entity)?);
             let report = &mut self.reports[position];
             report.quarantined += 1;
-            report.source_digest.remove(&Term::new(&entity.id, &fields));
+            report.source_digest.remove(&term);
             self.state.refused.push(Refused { collection: collection.name.clone(), key: entity.id, rule });
         }
         self.state.collections[position].digest = self.reports[position].source_digest.to_string();

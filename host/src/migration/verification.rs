@@ -181,8 +181,8 @@ async fn drill_down(
     while let Some(page) = pages.recv().await {
         for entity in page?.entities {
             if wanted.contains(&bucket_of(&entity.id)) && !left_out.contains(&hash(&[name, &entity.id])) {
-                let (entity, fields) = source.checked(definition, entity)?;
-                found.insert(entity.id.clone(), Term::new(&entity.id, &fields).sum);
+                let sum = Term::new(&entity, &source.checked(definition, &entity)?).sum;
+                found.insert(entity.id, sum);
             }
         }
     }
@@ -192,16 +192,17 @@ async fn drill_down(
             if !wanted.contains(&bucket_of(&entity.id)) {
                 continue;
             }
-            let (entity, fields) = target.checked(target.collection(name)?, entity)?;
+            let fields = target.checked(target.collection(name)?, &entity)?;
             match found.remove(&entity.id) {
                 None => differences.add(&entity.id, Difference::OnlyInTarget, Vec::new),
-                Some(sum) if sum != Term::new(&entity.id, &fields).sum => {
+                Some(sum) if sum != Term::new(&entity, &fields).sum => {
                     let theirs = match differences.listed.len() < LISTED_MAX {
                         true => patiently(|| source.get_one(name, &entity.id)).await?,
                         false => None,
                     };
                     let theirs = theirs.map(|theirs| json::parse_object(&theirs.body)).transpose()?;
-                    let members = || theirs.map(|theirs| differing_members(&theirs, &fields)).unwrap_or_default();
+                    let members =
+                        || theirs.map(|theirs| differing_members(&theirs, &fields.into_map())).unwrap_or_default();
                     differences.add(&entity.id, Difference::Content, members);
                 }
                 Some(_) => {}
@@ -313,16 +314,18 @@ impl Migration<'_> {
             let names: Vec<String> = page.iter().map(|entity| entity.id.clone()).collect();
             let stored = patiently(|| self.target.get(&collection.name, &names)).await?;
             for (entity, stored) in page.into_iter().zip(stored) {
-                let (entity, fields) = self.source.checked(&collection, entity)?;
+                let fields = self.source.checked(&collection, &entity)?.into_map();
                 let Some(stored) = stored else {
                     differences.add(&entity.id, Difference::OnlyInSource, Vec::new);
                     continue;
                 };
-                let found = json::parse_object(&stored.body)?;
+                let found = json::members(&stored.body)?;
+                let term = Term::new(&stored, &found);
+                let found = found.into_map();
                 if json::equal_objects(&fields, &found) {
-                    digest.add(&Term::new(&stored.id, &found));
+                    digest.add(&term);
                 } else if self.options.existing != Existing::Skip {
-                    digest.add(&Term::new(&stored.id, &found));
+                    digest.add(&term);
                     differences.add(&entity.id, Difference::Content, || differing_members(&fields, &found));
                 }
             }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
-    index::{Entities, Place},
+    index::{Entities, Place, Reading},
     reader::{Form, Pieces},
 };
 
@@ -430,7 +430,7 @@ impl<F: Files> Scanner<'_, F> {
     }
 
     fn entities(&mut self, collection: &str) -> Scan<Entities> {
-        let mut entities = Entities::default();
+        let mut entities = Reading::default();
         let what = format!("the collection {} as an object of entities", quoted(collection));
         self.object(&what, "the id of an entity", |scanner, id: Box<str>, at| {
             let place = |raw: &RawValue, start| Some(Place::in_document(start, u32::try_from(raw.get().len()).ok()?));
@@ -441,7 +441,7 @@ impl<F: Files> Scanner<'_, F> {
             }
             Err(Stop::Damage { at, what: format!("the id {} is there twice in {}", quoted(&id), quoted(collection)) })
         })?;
-        Ok(entities)
+        Ok(entities.finish())
     }
 
     fn end(&mut self) -> Scan<()> {

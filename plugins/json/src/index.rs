@@ -59,6 +59,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// Of a document.
+    fn new(place: Place) -> Self {
+        Entry { place, turn: place.offset(), kept: Cell::default() }
+    }
+
     /// What is kept of it, if that is still what is stored.
     pub(crate) fn kept(&self) -> Option<Rc<Kept>> {
         self.last_kept().filter(|kept| kept.is_current.get())
@@ -105,8 +110,7 @@ impl Entities {
 
     /// Puts an entity that a document holds. False where there is one of that id.
     pub(crate) fn add(&mut self, id: Rc<str>, place: Place) -> bool {
-        let entry = Entry { place, turn: place.offset(), kept: Cell::default() };
-        self.by_id.insert(id, entry).is_none()
+        self.by_id.insert(id, Entry::new(place)).is_none()
     }
 
     /// Puts what was written to the journal.
@@ -171,6 +175,38 @@ impl Entities {
         }
         ids.retain(|id| self.by_id.contains_key(id));
         ids.into_iter().collect()
+    }
+}
+
+/// Entities as they come in a document. As long as each id is behind the one before, as it is in a document that larder wrote,
+/// nothing is looked for.
+#[derive(Default)]
+pub(crate) struct Reading {
+    ascending: Vec<(Rc<str>, Entry)>,
+    entities: Entities,
+}
+
+impl Reading {
+    /// As [`Entities::add`].
+    pub(crate) fn add(&mut self, id: Rc<str>, place: Place) -> bool {
+        let is_behind = self.ascending.last().is_none_or(|(last, _)| *last < id);
+        if is_behind && self.entities.by_id.is_empty() {
+            self.ascending.push((id, Entry::new(place)));
+            return true;
+        }
+        self.settle();
+        self.entities.add(id, place)
+    }
+
+    fn settle(&mut self) {
+        if !self.ascending.is_empty() {
+            self.entities.by_id = std::mem::take(&mut self.ascending).into_iter().collect();
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> Entities {
+        self.settle();
+        self.entities
     }
 }
 

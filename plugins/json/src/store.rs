@@ -93,7 +93,7 @@ struct Window {
     segments: u32,
     /// The id that the scan has come to.
     after: Option<String>,
-    bodies: VecDeque<(String, Vec<u8>)>,
+    entities: VecDeque<Entity>,
     /// Whether there is nothing behind these.
     is_last: bool,
     of: State,
@@ -645,15 +645,14 @@ impl<F: Files> JsonStore<F> {
             let mut batch = Batch::default();
             let mut bytes = 0;
             while batch.entities.is_empty() || bytes < max_bytes as usize {
-                let Some((id, body)) = window.bodies.pop_front() else { break };
-                let entity = entity_of(&definition, &id, &body);
+                let Some(entity) = window.entities.pop_front() else { break };
                 bytes += entity.body.len();
                 batch.entities.push(entity);
             }
             let last = batch.entities.last().map(|last| last.id.clone());
-            let has_more = !(window.bodies.is_empty() && window.is_last);
+            let has_more = !(window.entities.is_empty() && window.is_last);
             batch.next = last.clone().filter(|_| has_more).map(String::into_bytes);
-            if !window.bodies.is_empty() {
+            if !window.entities.is_empty() {
                 window.after = last;
                 let mut windows = store.windows.borrow_mut();
                 if windows.len() == WINDOWS_MAX {
@@ -691,23 +690,31 @@ impl<F: Files> JsonStore<F> {
             compressed => compressed.max(page_bytes),
         };
         let mine = |id: &str| text::hash(id.as_bytes()) % u64::from(segments) == u64::from(segment);
-        let unchanged = self.unchanged.clone();
-        let mut rest = self.ids(document, &unchanged, &collection.name, after).filter(|(id, _)| mine(id));
-        let (mut ids, mut bytes) = (Vec::new(), 0);
-        while ids.is_empty() || bytes < window_bytes {
-            let Some((id, size)) = rest.next() else { break };
-            ids.push(id);
-            bytes += size;
+        let stored = self.documents[document].entities(&collection.name).into_iter().flat_map(|it| it.after(after));
+        let mut rest = stored.filter(|(id, _)| mine(id));
+        let (mut wanted, mut bytes) = (Vec::new(), 0);
+        while wanted.is_empty() || bytes < window_bytes {
+            let Some((id, entry)) = rest.next() else { break };
+            wanted.push((wanted.len(), id, entry));
+            bytes += entry.place.len as usize;
         }
         let is_last = rest.next().is_none();
-        let found = self.fetch(document, &unchanged, collection, &ids, Keep::Never)?;
-        let bodies = ids.iter().zip(found).filter_map(|(id, found)| Some(((*id).to_owned(), found?.body().to_vec())));
+        let mut entities: Vec<Option<Entity>> = vec![None; wanted.len()];
+        // As in `fetch`: bodies that lie side by side are read at once.
+        wanted.sort_by_key(|(_, _, entry)| (entry.place.is_in_journal(), entry.place.offset()));
+        let mut reader = self.reader(document);
+        for (i, id, entry) in wanted {
+            entities[i] = Some(match entry.kept() {
+                Some(kept) => kept.entity.clone(),
+                None => entity_of(collection, id, reader.body(entry.place)?),
+            });
+        }
         Ok(Window {
             collection: collection.name.clone(),
             segment,
             segments,
             after: after.map(str::to_owned),
-            bodies: bodies.collect(),
+            entities: entities.into_iter().flatten().collect(),
             is_last,
             of,
         })
@@ -1186,7 +1193,7 @@ pub(crate) fn entity_of(collection: &Collection, id: &str, body: &[u8]) -> Entit
 /// `corrupt`, naming the entity, where it is no object, is ambiguous, or has another key than its name.
 pub(crate) fn parse_stored(collection: &Collection, id: &str, found: &Found<'_>) -> Result<Rc<Map<String, Value>>> {
     let parsed = found.parse().map_err(|error| corrupt(&collection.name, id, &error))?;
-    match entity::key_of(collection, &parsed) {
+    match entity::key_of(collection, &*parsed) {
         Ok(key) if key == id => Ok(parsed),
         Ok(key) => {
             let [id, member, key] = [id, &collection.key, key].map(json::quoted);

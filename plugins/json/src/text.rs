@@ -15,13 +15,26 @@ const INDENT: usize = 2;
 
 /// Appends `value` as it stands `depth` levels deep in a document.
 pub(crate) fn pretty(value: &[u8], depth: usize, out: &mut Vec<u8>) {
-    rewrite(value, Some(depth), out);
+    rewrite(value, depth, out);
 }
 
 /// `value` without white space around its tokens.
 pub(crate) fn compact(value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(value.len());
-    rewrite(value, None, &mut out);
+    // What is kept is copied in runs: where there is no white space, all at once.
+    let (mut from, mut at) = (0, 0);
+    while let Some(&byte) = value.get(at) {
+        match byte {
+            b'"' => at = string_end(value, at),
+            b' ' | b'\t' | b'\n' | b'\r' => {
+                out.extend_from_slice(&value[from..at]);
+                at += 1;
+                from = at;
+            }
+            _ => at += 1,
+        }
+    }
+    out.extend_from_slice(&value[from..]);
     out
 }
 
@@ -37,8 +50,8 @@ pub(crate) fn name(name: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b": ");
 }
 
-/// Copies tokens. With a depth, each member and element gets a line of its own.
-fn rewrite(value: &[u8], mut depth: Option<usize>, out: &mut Vec<u8>) {
+/// Copies tokens, each on a line of its own where it is a member or an element.
+fn rewrite(value: &[u8], mut depth: usize, out: &mut Vec<u8>) {
     let mut at = 0;
     while let Some(&byte) = value.get(at) {
         match byte {
@@ -52,30 +65,24 @@ fn rewrite(value: &[u8], mut depth: Option<usize>, out: &mut Vec<u8>) {
             b'{' | b'[' => {
                 out.push(byte);
                 let next = value[at + 1..].iter().find(|byte| !byte.is_ascii_whitespace());
-                if let Some(depth) = &mut depth {
-                    *depth += 1;
-                    // An empty one is closed on the same line.
-                    if !matches!(next, Some(b'}' | b']')) {
-                        new_line(*depth, out);
-                    }
+                depth += 1;
+                // An empty one is closed on the same line.
+                if !matches!(next, Some(b'}' | b']')) {
+                    new_line(depth, out);
                 }
             }
             b'}' | b']' => {
-                if let Some(depth) = &mut depth {
-                    *depth -= 1;
-                    if !matches!(out.last(), Some(b'{' | b'[')) {
-                        new_line(*depth, out);
-                    }
+                depth -= 1;
+                if !matches!(out.last(), Some(b'{' | b'[')) {
+                    new_line(depth, out);
                 }
                 out.push(byte);
             }
             b',' => {
                 out.push(byte);
-                if let Some(depth) = depth {
-                    new_line(depth, out);
-                }
+                new_line(depth, out);
             }
-            b':' => out.extend_from_slice(if depth.is_some() { b": " } else { b":" }),
+            b':' => out.extend_from_slice(b": "),
             _ => {
                 let rest = &value[at..];
                 let end =

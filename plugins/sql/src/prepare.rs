@@ -257,7 +257,7 @@ fn move_members(database: &dyn Database, table: &Table, condition: &str) -> Resu
         for row in rows.cells.chunks(table.width()) {
             let entity = row::entity(table, row)?;
             let mut cells = Vec::with_capacity(table.width());
-            row::cells(table, row::members(table, &entity)?, &mut cells);
+            row::cells(table, row::members(table, &entity)?.into(), &mut cells);
             database.query(upsert, cells, 0)?;
         }
     }

@@ -3,7 +3,7 @@
 //! whatever stands beside it.
 
 use larder_guest::{Dialect, SqlValue};
-use larder_model::{Entity, Error, FieldType, Result, entity, json, number};
+use larder_model::{Entity, Error, FieldType, Result, entity, json, json::Members, number};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -12,12 +12,18 @@ use crate::{
 };
 
 /// Appends the entity's row: one cell for each column, then the members and values that none holds.
-pub(crate) fn cells(table: &Table, entity: Map<String, Value>, cells: &mut Vec<SqlValue>) {
+pub(crate) fn cells(table: &Table, entity: Members<'_>, cells: &mut Vec<SqlValue>) {
     let start = cells.len();
     cells.resize(start + table.columns.len(), SqlValue::Null);
     let (mut extra, mut exact) = (Map::new(), Map::new());
+    let mut turn = 0;
     for (name, value) in entity {
-        let Some(position) = table.position(&name) else {
+        // Members often come in the order of the columns.
+        let is_next = table.columns.get(turn).is_some_and(|column| column.name == name);
+        let position = if is_next { Some(turn) } else { table.position(&name) };
+        turn = position.map_or(turn, |position| position + 1);
+        let Some(position) = position else {
+            let name = name.into_owned();
             // An error of the server for whoever looks into it there.
             if table.dialect == Dialect::Postgres && (name.contains('\0') || types::has_nul(&value)) {
                 exact.insert(name, Value::Object(Map::from_iter([("value".to_owned(), value)])));
@@ -28,14 +34,14 @@ pub(crate) fn cells(table: &Table, entity: Map<String, Value>, cells: &mut Vec<S
         };
         // NULL is how a column says that the member is absent.
         if value.is_null() {
-            extra.insert(name, value);
+            extra.insert(name.into_owned(), value);
             continue;
         }
         let kept = types::keep(table.dialect, &table.columns[position], value);
         if let Some(value) = kept.lost {
             let column = types::read_plain(&kept.cell).unwrap_or(Value::Null);
             let entry = Map::from_iter([("value".to_owned(), value), ("column".to_owned(), column)]);
-            exact.insert(name, Value::Object(entry));
+            exact.insert(name.into_owned(), Value::Object(entry));
         }
         cells[start + position] = kept.cell;
     }

@@ -13,6 +13,7 @@
 use std::collections::{HashMap, HashSet};
 
 use larder_guest::{Dialect, SqlValue};
+use larder_model::json::{Members, Object};
 use larder_model::{
     Entity, Error, ErrorKind, Existing, Expectation, Loaded, Outcome, Result, Retry, Write, entity, json, rules,
 };
@@ -163,7 +164,7 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    fn new(table: &Table, way: Way, entity: Map<String, Value>) -> Row {
+    fn new(table: &Table, way: Way, entity: Members<'_>) -> Row {
         let mut cells = Vec::with_capacity(table.width());
         row::cells(table, entity, &mut cells);
         if way != Way::Copy {
@@ -199,7 +200,7 @@ impl<'a> Batch<'a> {
     }
 
     fn push(&mut self, label: usize, entity: Map<String, Value>, bytes: usize) {
-        self.push_row(label, Row::new(self.table, self.way, entity), bytes);
+        self.push_row(label, Row::new(self.table, self.way, entity.into()), bytes);
     }
 
     fn push_row(&mut self, label: usize, row: Row, bytes: usize) {
@@ -275,7 +276,7 @@ impl<'a> Batch<'a> {
         let mut waiting = Vec::with_capacity(labels.len());
         for &label in labels {
             let mut cells = Vec::with_capacity(self.table.width());
-            row::cells(self.table, again(label)?, &mut cells);
+            row::cells(self.table, again(label)?.into(), &mut cells);
             waiting.push((label, cells));
         }
         loop {
@@ -384,7 +385,7 @@ fn check_size(table: &Table, id: &str, body: &[u8]) -> Result<()> {
     }
 }
 
-fn check_rules(table: &Table, strict: bool, id: &str, entity: &Map<String, Value>) -> Result<()> {
+fn check_rules(table: &Table, strict: bool, id: &str, entity: &impl Object) -> Result<()> {
     let broken = if strict { rules::violations(&table.collection, entity) } else { Vec::new() };
     match broken.is_empty() {
         true => Ok(()),
@@ -617,7 +618,7 @@ fn is_of_one_write(error: &Error) -> bool {
 pub(crate) fn rows(table: &Table, strict: bool, way: Way, entities: &[Entity]) -> Vec<Result<Row>> {
     let row = |entity: &Entity| {
         check_size(table, &entity.id, &entity.body)?;
-        let members = entity::parse(&table.collection, Some(&entity.id), &entity.body)?;
+        let members = entity::members(&table.collection, Some(&entity.id), &entity.body)?;
         check_rules(table, strict, &entity.id, &members)?;
         Ok(Row::new(table, way, members))
     };
