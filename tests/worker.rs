@@ -189,7 +189,7 @@ async fn endure(host: &Host, hostile: &Repository, calls: u64) -> Result<()> {
         tokio::time::sleep(Duration::from_secs(4)).await;
         let mut connections = 0;
         for store in &stores[1..] {
-            connections += store.check().await?["connections"]["open"].as_u64().ok_or("a database counts them")?;
+            connections += store.check(true).await?["connections"]["open"].as_u64().ok_or("a database counts them")?;
         }
         let status = std::fs::read_to_string("/proc/self/status")?;
         let figure = |name: &str| -> Result<u64> {

@@ -207,7 +207,7 @@ fn content(store: &mut JsonStore<Memory>) -> Result<Vec<(String, Entity)>> {
 
 fn check_store(files: &Memory, name: &str, data: &[u8]) {
     let Ok(mut store) = open(files) else { return };
-    let _ = Strategy::check(&mut store);
+    let _ = Strategy::check(&mut store, true);
     let _ = Strategy::stored_collections(&mut store);
     let _ = Strategy::restore_points(&mut store);
     let before = content(&mut store);

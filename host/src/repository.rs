@@ -1099,9 +1099,10 @@ impl Repository {
     }
 
     /// Findings about the store, as the strategy's own JSON object: `reachable`, `readable` and `writable` are booleans, `findings`
-    /// a list of objects with `level` and `message`, and the rest is what the strategy has to tell.
-    pub async fn check(&self) -> Result<Map<String, Value>> {
-        let findings = call!(self.store, "check", |guest, store| guest.call_check(store));
+    /// a list of objects with `level` and `message`, and the rest is what the strategy has to tell. `thorough`, it also looks
+    /// for entities that cannot be read, which takes longer the more there are.
+    pub async fn check(&self, thorough: bool) -> Result<Map<String, Value>> {
+        let findings = call!(self.store, "check", |guest, store| guest.call_check(store, thorough));
         larder_model::json::parse_object(findings.as_bytes())
             .map_err(|error| self.store.misbehaved("reports findings that are not a JSON object").caused_by(error))
     }

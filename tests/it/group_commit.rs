@@ -45,7 +45,7 @@ impl Ledger {
     }
 
     async fn flushes(&self) -> u64 {
-        self.repository.check().await.expect("findings")["flushes"].as_u64().expect("a number")
+        self.repository.check(true).await.expect("findings")["flushes"].as_u64().expect("a number")
     }
 
     /// Keeps every call from the instance, and leaves nothing when it is rolled back.

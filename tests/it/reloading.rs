@@ -201,13 +201,13 @@ async fn what_runs_then_is_the_new_version() {
     let mut site = Site::new(&["shelf"]);
     let shelves = site.open("shelves").await;
     save(&shelves, "a", 1).await;
-    assert!(shelves.check().await.unwrap().contains_key("free_bytes"));
+    assert!(shelves.check(true).await.unwrap().contains_key("free_bytes"));
     site.install("shelf", &altered(built("shelf"), "\"free_bytes\"", "\"left_bytes\""));
     assert_eq!(site.replaced("shelf").await, ["shelves"]);
-    let findings = shelves.check().await.unwrap();
+    let findings = shelves.check(true).await.unwrap();
     assert!(findings.contains_key("left_bytes") && !findings.contains_key("free_bytes"), "{findings:?}");
     assert_eq!(save(&shelves, "a", 2).await, 2);
-    assert!(site.open("shelves").await.check().await.unwrap().contains_key("left_bytes"));
+    assert!(site.open("shelves").await.check(true).await.unwrap().contains_key("left_bytes"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

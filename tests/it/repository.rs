@@ -278,7 +278,7 @@ async fn an_entity_under_another_name_or_without_its_key_is_corrupt() {
     }
     refused(repository.query("templates", Select::default()).collect().await, ErrorKind::Corrupt);
     assert!(is_stored(&repository, "e").await);
-    let findings = repository.check().await.unwrap();
+    let findings = repository.check(true).await.unwrap();
     assert_eq!(findings["readable"], true);
     assert_eq!(findings["findings"][0]["level"], "error");
     assert!(findings["findings"][0]["message"].as_str().unwrap().starts_with("3 of 4 entities of templates"));

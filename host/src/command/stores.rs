@@ -46,7 +46,7 @@ async fn check(context: &mut Context, store: Option<String>) -> Result<()> {
     let mut first = None;
     for name in names {
         let findings = match context.open(Some(&name)).await {
-            Ok(repository) => repository.check().await,
+            Ok(repository) => repository.check(true).await,
             Err(error) => Err(error),
         };
         match findings {

@@ -339,7 +339,7 @@ impl Client {
         check_content(&seen, &self.state).map_err(|stop| told(when, stop))?;
 
         let other = self.place.open().await.map_err(|stop| told("others cannot open the store", stop))?;
-        let findings = other.check().await.map_err(|error| told("check", error.into()))?;
+        let findings = other.check(true).await.map_err(|error| told("check", error.into()))?;
         for property in ["reachable", "readable", "writable"] {
             ensure!(findings.get(property) == Some(&Value::Bool(true)), "check does not say that it is {property}");
         }

@@ -57,7 +57,7 @@ pub(super) async fn a_store_that_is_not_there_yet_opens_and_is_not_made_by_readi
     );
     ensure_eq!(repository.prepare(false, false).await?, Vec::<String>::new(), "what a second prepare does");
     ensure_eq!(repository.prepare(true, false).await?, Vec::<String>::new(), "what a second prepare would do");
-    let findings = repository.check().await?;
+    let findings = repository.check(true).await?;
     for property in ["reachable", "readable", "writable"] {
         ensure_eq!(findings.get(property), Some(&Value::Bool(true)), "`{property}` of check");
     }

@@ -463,7 +463,7 @@ fn without_position(message: &str) -> &str {
 /// A store that says it cannot be used is not used.
 /// The answer is what it holds beside its entities.
 async fn check_end(repository: &Repository, needed: &str) -> Result<Vec<String>> {
-    let findings = repository.check().await?;
+    let findings = repository.check(false).await?;
     for property in ["reachable", needed] {
         if findings.get(property) == Some(&Value::Bool(false)) {
             let first = findings

@@ -62,7 +62,7 @@ impl<D: Dynamodb + Default> Strategy for DynamodbStore<D> {
         self.prepare(dry_run, extend)
     }
 
-    fn check(&mut self) -> Result<String> {
+    fn check(&mut self, _thorough: bool) -> Result<String> {
         self.check()
     }
 

@@ -122,8 +122,8 @@ impl<P: Plugin> wit::Guest for Exports<P> {
         with_open::<P, _>(|store| store.prepare_for_load())
     }
 
-    fn check() -> Result<String, types::Error> {
-        with_open::<P, _>(|store| store.check())
+    fn check(thorough: bool) -> Result<String, types::Error> {
+        with_open::<P, _>(|store| store.check(thorough))
     }
 
     fn flush() -> Result<(), types::Error> {

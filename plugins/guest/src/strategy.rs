@@ -21,7 +21,7 @@ pub trait Strategy: Sized {
         self.prepare(false, false).map(drop)
     }
     /// Findings as one JSON object.
-    fn check(&mut self) -> Result<String>;
+    fn check(&mut self, thorough: bool) -> Result<String>;
     fn flush(&mut self) -> Result<()>;
     /// Without one of its own, a strategy leaves nothing that would have to be put in order.
     fn close(&mut self) -> Result<()> {

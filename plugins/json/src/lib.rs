@@ -67,8 +67,8 @@ impl<F: Files + Default> Strategy for JsonStore<F> {
         self.prepare(dry_run)
     }
 
-    fn check(&mut self) -> Result<String> {
-        self.check()
+    fn check(&mut self, thorough: bool) -> Result<String> {
+        self.check(thorough)
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -360,7 +360,7 @@ fn what_is_no_document_is_corrupt_and_never_overwritten() {
             }
         }
         assert_eq!(place.read(DOCUMENT), text);
-        let report: Value = serde_json::from_str(&store.check().unwrap()).unwrap();
+        let report: Value = serde_json::from_str(&store.check(true).unwrap()).unwrap();
         assert_eq!((&report["readable"], &report["findings"][0]["level"]), (&Value::from(false), &"error".into()));
     }
     let place = place();
@@ -402,7 +402,7 @@ fn an_entity_that_is_none_is_passed_on_reported_and_not_overwritten() {
     let error = store.apply(vec![put("requests", "b", "", Expectation::Any)], true, NOW).unwrap_err();
     assert_eq!((error.kind, error.write_index), (ErrorKind::Corrupt, Some(0)));
     assert_eq!(save(&mut store, "requests", "c", ""), 1, "an object with another key can be repaired by a save");
-    let report: Value = serde_json::from_str(&store.check().unwrap()).unwrap();
+    let report: Value = serde_json::from_str(&store.check(true).unwrap()).unwrap();
     assert!(report["findings"][0]["message"].as_str().unwrap().starts_with("2 of 4 entities of requests"), "{report}");
     assert_eq!(report["writable"], true);
 }

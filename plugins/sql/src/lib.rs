@@ -71,8 +71,8 @@ impl<S: Sql + Default> Strategy for SqlStore<S> {
         self.prepare(dry_run, extend)
     }
 
-    fn check(&mut self) -> Result<String> {
-        self.check()
+    fn check(&mut self, thorough: bool) -> Result<String> {
+        self.check(thorough)
     }
 
     /// A commit is durable already.

@@ -50,6 +50,9 @@ pub struct SqlStore<S: Sql> {
     tables: Vec<Table>,
     /// Tables that were there and usable when they were last looked at.
     known: HashMap<String, Complete>,
+    /// Positions of tables where the last load met entities that were stored: the next one looks for them first. Into
+    /// tables that are being filled, a load only writes.
+    has_met: HashSet<usize>,
     indexes_used: IndexesUsed,
 }
 
@@ -85,7 +88,17 @@ impl<S: Sql> SqlStore<S> {
             needs_no_flush: false,
             warnings: tables.iter().flat_map(|table| table.warnings.clone()).collect(),
         };
-        Ok((SqlStore { sql, strict, tables, known: HashMap::new(), indexes_used: IndexesUsed::default() }, opened))
+        Ok((
+            SqlStore {
+                sql,
+                strict,
+                tables,
+                known: HashMap::new(),
+                has_met: HashSet::new(),
+                indexes_used: IndexesUsed::default(),
+            },
+            opened,
+        ))
     }
 
     fn position(&self, collection: &str) -> Result<usize> {
@@ -132,8 +145,8 @@ impl<S: Sql> SqlStore<S> {
     }
 
     /// What there is to say about the database.
-    pub(crate) fn check(&mut self) -> Result<String> {
-        check::check(&self.sql, &self.tables)
+    pub(crate) fn check(&mut self, thorough: bool) -> Result<String> {
+        check::check(&self.sql, &self.tables, thorough)
     }
 
     /// Entities by id.
@@ -226,14 +239,23 @@ impl<S: Sql> SqlStore<S> {
         };
         let is_careful = self.sql.dialect() == Dialect::Sqlite;
         let mut made = Some(rows(self, is_careful));
-        self.write(
+        let mut looks = self.has_met.contains(&position);
+        let (loaded, has_met) = self.write(
             &[position],
             |store| store.sql.begin_bulk(),
             |store, database, careful| {
                 let made = made.take().filter(|_| careful == is_careful).unwrap_or_else(|| rows(store, careful));
-                write::load(&store.tables[position], &store.tables, database, &entities, existing, made, careful)
+                let table = &store.tables[position];
+                // Where the first try met one that is stored, the next one looks.
+                let looks = std::mem::replace(&mut looks, true);
+                write::load(table, &store.tables, database, &entities, existing, made, careful, looks)
             },
-        )
+        )?;
+        match has_met {
+            true => self.has_met.insert(position),
+            false => self.has_met.remove(&position),
+        };
+        Ok(loaded)
     }
 
     /// Makes what was loaded durable.

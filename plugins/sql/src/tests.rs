@@ -422,7 +422,7 @@ fn a_table_that_is_not_as_it_should_be_is_refused_and_never_altered(place: Place
     }
     fixture.by_hand("INSERT INTO requests (request_id, tags) VALUES ('r1', 5)");
     assert_eq!(fixture.by_hand("SELECT * FROM requests").columns, ["request_id", "tags"]);
-    let check = json::parse(fixture.store.check().unwrap().as_bytes()).unwrap();
+    let check = json::parse(fixture.store.check(true).unwrap().as_bytes()).unwrap();
     assert!(check["findings"].to_string().to_lowercase().contains("`tags` is integer"), "{check}");
 }
 
@@ -908,7 +908,7 @@ fn a_transaction_sees_its_own_writes_and_ends_as_it_is_told(place: Place) {
 
 fn check_tells_what_there_is(place: Place) {
     let mut fixture = open(place, "{}", family());
-    let check = |fixture: &mut Fixture| json::parse(fixture.store.check().unwrap().as_bytes()).unwrap();
+    let check = |fixture: &mut Fixture| json::parse(fixture.store.check(true).unwrap().as_bytes()).unwrap();
     let before = check(&mut fixture);
     assert!(place == Place::Postgres || before["database"]["size_bytes"].as_u64() == Some(0));
     fixture.put("requests", r#"{"request_id":"r1"}"#).unwrap();

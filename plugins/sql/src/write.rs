@@ -625,7 +625,9 @@ pub(crate) fn rows(table: &Table, strict: bool, way: Way, entities: &[Entity]) -
     entities.iter().map(row).collect()
 }
 
-/// Loads entities as they are. An error that breaks a rule asks for care, as one of [`Apply`] does.
+/// Loads entities as they are. An error that breaks a rule asks for care, as one of [`Apply`] does. With `looks`, it is looked
+/// first which of them are stored, and answered whether any is; without, one that is stored breaks a rule.
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn load(
     table: &Table,
     tables: &[Table],
@@ -634,11 +636,11 @@ pub(crate) fn load(
     existing: Existing,
     rows: Vec<Result<Row>>,
     careful: bool,
-) -> Result<Loaded> {
+    looks: bool,
+) -> Result<(Loaded, bool)> {
     let mut loaded = Loaded::default();
-    let is_empty = database.query(&format!("SELECT 1 FROM {} LIMIT 1", table.name), Vec::new(), 64)?.cells.is_empty();
     let ids: Vec<&str> = entities.iter().map(|entity| entity.id.as_str()).collect();
-    let known = if is_empty { HashSet::new() } else { stored_ids(table, database, &ids)? };
+    let known = if looks { stored_ids(table, database, &ids)? } else { HashSet::new() };
     let lock = if existing == Existing::Overwrite { Lock::Change } else { Lock::None };
     let mut compared: HashMap<String, Entity> = HashMap::new();
     let mut sent: HashSet<&str> = HashSet::with_capacity(ids.len());
@@ -703,5 +705,5 @@ pub(crate) fn load(
     send(&mut fresh, &mut loaded)?;
     send(&mut replaced, &mut loaded)?;
     loaded.refused.sort_by_key(|(i, _)| *i);
-    Ok(loaded)
+    Ok((loaded, !known.is_empty()))
 }

@@ -469,7 +469,7 @@ fn look(store: &mut Store, state: &State) -> std::result::Result<Result<()>, Wro
             }
         }
     }
-    Ok(store.check().map(drop))
+    Ok(store.check(true).map(drop))
 }
 
 /// What is other in `found` than in `expected`, for a person.

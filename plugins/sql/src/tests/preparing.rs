@@ -90,7 +90,7 @@ fn a_column_that_was_added_by_hand_is_not_relied_on(place: Place) {
     let page = later.find("notes", &by("color", r#""red""#)).unwrap();
     assert_eq!((page.entities.len(), page.unapplied), (1, vec![0]), "the host has to look");
     assert_eq!(later.prepare(false, false).unwrap(), [""; 0]);
-    let check = json::parse(later.check().unwrap().as_bytes()).unwrap();
+    let check = json::parse(later.check(true).unwrap().as_bytes()).unwrap();
     assert!(check["findings"].to_string().contains("do not ask `color`"), "{check}");
     assert_eq!(later.prepare(false, true).unwrap(), ["move `color` of up to 1 rows of \"notes\" into its column"]);
     let page = later.find("notes", &by("color", r#""red""#)).unwrap();
@@ -143,7 +143,7 @@ fn declared_indexes_are_made_behind_a_load(place: Place) {
 fn what_check_says_of_tables(place: Place) {
     let mut fixture = open(place, "{}", family());
     fixture.put("requests", r#"{"request_id":"r1"}"#).unwrap();
-    let check = json::parse(fixture.store.check().unwrap().as_bytes()).unwrap();
+    let check = json::parse(fixture.store.check(true).unwrap().as_bytes()).unwrap();
     assert_eq!(check["findings"].to_string(), "[]", "{check}");
     let table = &check["tables"][1];
     assert_eq!(table["collection"], "machines");
@@ -160,13 +160,13 @@ fn what_the_user_may_not_do_on_postgres_is_said() {
     let mut fixture = open(Place::Postgres, "{}", family());
     fixture.store.prepare(false, false).unwrap();
     fixture.by_hand("REVOKE INSERT, DELETE ON machines FROM CURRENT_USER");
-    let check = json::parse(fixture.store.check().unwrap().as_bytes()).unwrap();
+    let check = json::parse(fixture.store.check(true).unwrap().as_bytes()).unwrap();
     assert_eq!((&check["readable"], &check["writable"]), (&Value::Bool(true), &Value::Bool(false)), "{check}");
     let findings = check["findings"].to_string();
     assert!(findings.contains("may not INSERT in the table `machines`"), "{findings}");
     assert!(findings.contains("may not DELETE") && !findings.contains("may not UPDATE"), "{findings}");
     fixture.by_hand("REVOKE SELECT ON machines FROM CURRENT_USER");
-    let check = json::parse(fixture.store.check().unwrap().as_bytes()).unwrap();
+    let check = json::parse(fixture.store.check(true).unwrap().as_bytes()).unwrap();
     assert_eq!(check["readable"], false, "{check}");
 }
 
@@ -176,7 +176,7 @@ fn a_file_that_can_only_be_read_is_read_and_said_to_be_one() {
     let body = r#"{"request_id":"r1","tags":["a"]}"#;
     fixture.load("requests", &[body.to_owned()], Existing::Fail);
     let (mut store, _) = SqlStore::open_in(fixture.sql.read_only(), "{}", family()).unwrap();
-    let check = json::parse(store.check().unwrap().as_bytes()).unwrap();
+    let check = json::parse(store.check(true).unwrap().as_bytes()).unwrap();
     assert_eq!((&check["readable"], &check["writable"]), (&Value::Bool(true), &Value::Bool(false)), "{check}");
     assert!(check["findings"].to_string().contains("the database cannot be written"), "{check}");
     assert!(store.get("requests", &["r1".to_owned()]).unwrap()[0].is_some());
@@ -195,7 +195,7 @@ fn a_file_that_is_no_database_is_corrupt_and_left_alone() {
     fixture.sql.overwrite(&bytes);
     for error in [
         fixture.store.get("requests", &["r1".to_owned()]).unwrap_err(),
-        fixture.store.check().unwrap_err(),
+        fixture.store.check(true).unwrap_err(),
         fixture.store.prepare(false, true).unwrap_err(),
         fixture.put("requests", r#"{"request_id":"r1"}"#).unwrap_err(),
     ] {

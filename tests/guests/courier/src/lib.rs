@@ -179,7 +179,7 @@ impl Strategy for Courier {
         Ok(Vec::new())
     }
 
-    fn check(&mut self) -> Result<String> {
+    fn check(&mut self, _thorough: bool) -> Result<String> {
         Ok(r#"{"reachable": true}"#.to_owned())
     }
 

@@ -86,7 +86,7 @@ impl<F: Files + Default> Strategy for Ledger<F> {
         Ok(Vec::new())
     }
 
-    fn check(&mut self) -> Result<String> {
+    fn check(&mut self, _thorough: bool) -> Result<String> {
         Ok(json!({ "flushes": self.flushes }).to_string())
     }
 

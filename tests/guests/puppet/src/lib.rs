@@ -292,7 +292,7 @@ impl<F: Files + Default, S: Sql + Default> Strategy for Puppet<F, S> {
         Ok(if self.lies("forges") { vec![FORGED.replace('\n', " ")] } else { Vec::new() })
     }
 
-    fn check(&mut self) -> Result<String> {
+    fn check(&mut self, _thorough: bool) -> Result<String> {
         Ok(match self.lie.as_str() {
             "findings" => "all is well".to_owned(),
             "forges" => json!({ FORGED: FORGED, "findings": [{ "level": FORGED, "message": FORGED }] }).to_string(),

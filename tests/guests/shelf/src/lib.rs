@@ -210,7 +210,7 @@ impl<F: Files + Default> Strategy for Shelf<F> {
         Ok(Vec::new())
     }
 
-    fn check(&mut self) -> Result<String> {
+    fn check(&mut self, _thorough: bool) -> Result<String> {
         let free = self.files.free_space()?;
         Ok(format!(
             r#"{{"reachable": true, "readable": true, "writable": true, "findings": [], "free_bytes": {free}}}"#
