@@ -14,6 +14,7 @@ mod pages;
 mod preflight;
 mod quarantine;
 mod report;
+mod seen;
 mod transfer;
 mod verification;
 
@@ -37,6 +38,8 @@ use digest::{LeftOut, Sum};
 pub(crate) use pages::read_ahead;
 pub use preflight::{FieldReport, Kept};
 pub use report::{CollectionReport, Report, StoreReport};
+use seen::Seen;
+pub use seen::{SourceChange, SourceChanges};
 pub use verification::{Compared, Difference, Differences, Differing, differ, verify};
 
 /// What to do.
@@ -214,6 +217,8 @@ struct Migration<'a> {
     reports: Vec<CollectionReport>,
     /// Of each collection of the source as it was when it was validated.
     raw: Vec<Sum>,
+    /// Of each entity of the source as it was then, where there is a place for it.
+    seen: Option<Seen>,
     left_out: LeftOut,
     place: Option<Place>,
     state: State,
@@ -278,6 +283,7 @@ pub async fn migrate(
             .map(|it| CollectionReport { name: it.name.clone(), ..CollectionReport::default() })
             .collect(),
         raw: vec![Sum::default(); collections.len()],
+        seen: None,
         left_out: LeftOut::default(),
         place,
         state,
@@ -302,7 +308,8 @@ pub async fn migrate(
         path: None,
     };
     let ended = migration.run(&mut report).await;
-    let is_worth_keeping = ended.is_ok() || migration.reports.iter().any(|it| it.differences.is_some());
+    let is_worth_keeping =
+        ended.is_ok() || migration.reports.iter().any(|it| it.differences.is_some() || it.source_changes.is_some());
     report.backup = migration.state.backup.clone();
     report.quarantine = migration.state.quarantine.clone();
     report.collections = migration.reports;
@@ -488,13 +495,36 @@ impl Migration<'_> {
             self.check_stop()
         });
         let backup = backup.await?;
-        for (report, (name, written)) in self.reports.iter().zip(&backup.counts) {
-            if *written != report.read {
-                return Err(source_changed(name, report.read, *written));
+        for (position, (_, written)) in backup.counts.iter().enumerate() {
+            if *written != self.reports[position].read {
+                return Err(self.source_changed(position, *written).await);
             }
         }
         self.ended(Step::BackUp, since, format!("{}", backup.path.display()));
         Ok(backup.path)
+    }
+
+    /// The error where a collection of the source has not as many entities as when it was validated.
+    async fn source_changed(&mut self, position: usize, now: u64) -> Error {
+        let CollectionReport { name, read, .. } = &self.reports[position];
+        let error = Error::new(Kind::Differs, format!("{name}: the source changed while it was read"))
+            .caused_by(format!("{read} entities at first, {now} now"))
+            .hint("stop what writes to the source, and run the same command again, with --restart");
+        self.name_changes(position, error).await
+    }
+
+    /// Says which entities of a collection of the source are not as they were when they were validated.
+    async fn name_changes(&mut self, position: usize, error: Error) -> Error {
+        let Some(seen) = &mut self.seen else { return error };
+        let name = &self.collections[position].name;
+        match seen.changes(position, self.source, name).await {
+            Ok(changes) => {
+                let error = changes.lines(name).into_iter().fold(error, Error::caused_by);
+                self.reports[position].source_changes = Some(changes);
+                error
+            }
+            Err(failed) => error.caused_by(format!("what changed cannot be told: {failed}")),
+        }
     }
 
     fn after_writing(&self, error: Error) -> Error {
@@ -559,12 +589,6 @@ impl Migration<'_> {
             };
         Err(Error::new(Kind::Interrupted, "the migration was interrupted").hint(hint))
     }
-}
-
-fn source_changed(collection: &str, before: u64, now: u64) -> Error {
-    Error::new(Kind::Differs, format!("{collection}: the source changed while it was read"))
-        .caused_by(format!("{before} entities at first, {now} now"))
-        .hint("stop what writes to the source, and run the same command again, with --restart")
 }
 
 /// "1 entity", "2 entities".

@@ -375,6 +375,46 @@ fn a_change_of_the_source_meanwhile_is_found_and_named() {
 }
 
 #[test]
+fn what_changed_between_validation_and_move_is_named() {
+    let ended = |change: &dyn Fn(&Folder)| {
+        let folder = folder_for(&larder_samples::machines(1000, SEED), "sql");
+        let mut running = Running::start(&folder, "json", "sql", SLOWLY);
+        // Of the requests, which come before the machines.
+        running.moved(40);
+        change(&folder);
+        let (code, stderr, _) = running.end();
+        assert_eq!(code, 1, "{stderr}");
+        let error = crate::support::object(stderr.lines().last().unwrap());
+        let report = crate::support::object(folder.read(&kept(&folder, "sql", "report-")[0]));
+        (error, report["collections"][2]["source_changes"].clone())
+    };
+
+    let (error, changes) = ended(&|folder| {
+        folder.larder_with(&["patch", "machines", "machine-000000500"], r#"{"status": "STOPPED"}"#).exits(0);
+    });
+    assert_eq!(error["message"], "machines: the source changed while it was migrated");
+    let causes = error["causes"].to_string();
+    assert!(causes.contains("the target holds what the source holds now"), "{causes}");
+    assert!(causes.contains("machines `machine-000000500`: changed since the validation"), "{causes}");
+    assert_eq!((&changes["changed"], &changes["added"], &changes["removed"]), (&1.into(), &0.into(), &0.into()));
+    assert_eq!(changes["listed"], serde_json::json!([{"key": "machine-000000500", "change": "changed"}]));
+
+    let (error, changes) = ended(&|folder| {
+        let stored = folder.larder(&["get", "machines", "machine-000000001"]).exits(0).stdout;
+        folder.larder_with(&["save", "machines"], &stored.replace("machine-000000001", "machine-new")).exits(0);
+        for id in ["machine-000000002", "machine-000000003"] {
+            folder.larder(&["delete", "machines", id]).exits(0);
+        }
+    });
+    assert_eq!(error["message"], "machines: the source changed while it was read");
+    let causes = error["causes"].to_string();
+    assert!(causes.contains("1000 entities at first, 999 now"), "{causes}");
+    assert!(causes.contains("machines `machine-new`: added since the validation"), "{causes}");
+    assert!(causes.contains("machines `machine-000000002`: removed since the validation"), "{causes}");
+    assert_eq!((&changes["changed"], &changes["added"], &changes["removed"]), (&0.into(), &1.into(), &2.into()));
+}
+
+#[test]
 fn a_change_of_the_target_meanwhile_is_found_and_named() {
     let folder = folder_for(&larder_samples::machines(1000, SEED), "sql");
     let mut running = Running::start(&folder, "json", "sql", SLOWLY);

@@ -104,6 +104,11 @@ impl Place {
         }
     }
 
+    /// Where everything of this pair is.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The state to go on from, as `start` has it; none to begin at the beginning. An unfinished migration is neither
     /// forgotten unasked nor gone on with unasked.
     pub(super) fn begin(&self, start: Start, fingerprint: &BTreeMap<String, String>) -> Result<Option<State>> {

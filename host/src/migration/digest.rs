@@ -43,6 +43,11 @@ impl Sum {
         Sum::of(&hasher.finalize())
     }
 
+    /// A part of it, to tell one entity's from another's.
+    pub(super) fn short(&self) -> u64 {
+        self.words[0]
+    }
+
     /// Takes away what was added.
     fn remove(&mut self, other: &Sum) {
         self.count -= other.count;

@@ -13,6 +13,7 @@ use super::digest::{Sum, Term, hash};
 use super::pace::patiently;
 use super::pages::{broke_off, read_ahead, side_by_side};
 use super::quarantine::Quarantine;
+use super::seen::{Notes, Seen};
 use super::{Event, Migration, OnInvalid, Step, entities};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Progress, Repository};
@@ -189,6 +190,7 @@ impl Migration<'_> {
         // An earlier run learnt of these.
         let refused = self.state.refused.iter();
         let refused = refused.map(|it| (hash(&[&it.collection, &it.key]), it.rule.clone())).collect();
+        self.seen = self.place.as_ref().map(|place| Seen::new(place.folder())).transpose()?;
         let mut ids = ReferencedIds::new(&self.collections, self.target.opened().enforces_references);
         for name in ids.outside(&self.collections) {
             ids.add_all_of(self.target, &name).await?;
@@ -239,6 +241,9 @@ impl Migration<'_> {
         if judge.ids.is_wanted(&collection.name) && occupied {
             judge.ids.add_all_of(self.target, &collection.name).await?;
         }
+        if let Some(seen) = &mut self.seen {
+            seen.enter_collection();
+        }
         let mut fields = Fields::default();
         let mut pages = read_ahead(self.source, &collection.name, self.options.workers);
         // Pages are looked at side by side, and judged in the order in which they were read.
@@ -263,6 +268,9 @@ impl Migration<'_> {
             let count = looked.entities.len() as u64;
             self.reports[position].read += count;
             self.raw[position].add(&looked.raw);
+            if let Some(seen) = &mut self.seen {
+                seen.add(&looked.notes)?;
+            }
             fields.merge(&collection, std::mem::take(&mut looked.fields));
             let sound = self.judge(position, &collection, looked, judge)?;
             if occupied && self.options.existing == Existing::Fail {
@@ -401,6 +409,7 @@ type Found = std::result::Result<Sound, String>;
 struct Looked {
     entities: Vec<(Entity, Found)>,
     raw: Sum,
+    notes: Notes,
     fields: Fields,
     /// Rules that the target told the host of.
     violations: Vec<Violation>,
@@ -418,6 +427,7 @@ fn look_at(
         let mut looked = Looked {
             entities: Vec::with_capacity(page.len()),
             raw: Sum::default(),
+            notes: Notes::default(),
             fields: Fields::default(),
             violations: Vec::new(),
         };
@@ -429,7 +439,9 @@ fn look_at(
                 let rule = format!("{}: an entity has at most {bytes_max} bytes", collection.name);
                 looked.violations.push(Violation { entity: position, rule });
             }
-            looked.raw.add(&Sum::of_raw(&entity));
+            let raw = Sum::of_raw(&entity);
+            looked.raw.add(&raw);
+            looked.notes.add(&entity, &raw);
             let found = match source.checked(&collection, &entity) {
                 Ok(members) => {
                     looked.fields.add(&collection, &entity.id, &members);

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::digest::Digest;
 use super::preflight::FieldReport;
+use super::seen::SourceChanges;
 use super::verification::Differences;
 use crate::repository::Repository;
 
@@ -62,6 +63,8 @@ pub struct CollectionReport {
     pub target_digest: Option<Digest>,
     /// What verification found, where it found something.
     pub differences: Option<Differences>,
+    /// What is not as it was validated, where the source changed meanwhile.
+    pub source_changes: Option<SourceChanges>,
     /// How each member is declared, and what it holds.
     pub fields: Vec<FieldReport>,
     /// Removed from the source.
@@ -90,6 +93,7 @@ impl CollectionReport {
             "source_digest": self.source_digest.to_string(),
             "target_digest": self.target_digest.as_ref().map(ToString::to_string),
             "differences": self.differences.as_ref().map(Differences::value),
+            "source_changes": self.source_changes.as_ref().map(SourceChanges::value),
             "fields": self.fields.iter().map(FieldReport::value).collect::<Vec<_>>(),
         })
     }

@@ -11,7 +11,7 @@ use super::checkpoint::Refused;
 use super::digest::{Term, hash};
 use super::pace::{Limiter, Patience};
 use super::pages::{Position, broke_off, read_from, side_by_side};
-use super::{Event, Migration, OnInvalid, Step, entities, quarantine, source_changed};
+use super::{Event, Migration, OnInvalid, Step, entities, quarantine};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::text::one_line;
@@ -104,7 +104,7 @@ impl Migration<'_> {
         let (report, progress) = (&self.reports[position], &self.state.collections[position]);
         if !report.is_balanced() || progress.quarantined != report.quarantined {
             let moved = report.written + report.unchanged + report.skipped + progress.quarantined;
-            return Err(source_changed(&report.name, report.read, moved));
+            return Err(self.source_changed(position, moved).await);
         }
         Ok(())
     }

@@ -16,11 +16,11 @@ use crate::repository::Repository;
 use crate::text::one_line;
 
 /// Differing entities that are named; all of those that were looked at are counted.
-const LISTED_MAX: usize = 100;
+pub(super) const LISTED_MAX: usize = 100;
 /// Of those, the ones that an error message names.
-const NAMED_MAX: usize = 10;
+pub(super) const NAMED_MAX: usize = 10;
 /// Entities that are looked at one by one, so that memory stays bounded where everything differs. At least one bucket is.
-const EXAMINED_MAX: u64 = 200_000;
+pub(super) const EXAMINED_MAX: u64 = 200_000;
 
 /// In which way an entity differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,6 +275,9 @@ impl Migration<'_> {
             error = differences.lines(&name).into_iter().fold(error, Error::caused_by);
             if changed && differences.count() == 0 {
                 error = error.caused_by("the target holds what the source holds now");
+            }
+            if changed {
+                error = self.name_changes(position, error).await;
             }
             self.reports[position].differences = Some(differences);
             return Err(error.hint(match changed {
