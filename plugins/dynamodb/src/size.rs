@@ -9,6 +9,10 @@ use crate::{item::Encoded, number, table::Table};
 /// The largest item.
 pub(crate) const ITEM_BYTES_MAX: usize = 409_600;
 
+/// The item of a smaller body fits, whatever stands in it: an element of one digit and its comma make three bytes of two, and
+/// what is kept exactly stands there a second time.
+pub(crate) const SMALL_BODY_BYTES: usize = ITEM_BYTES_MAX / 8;
+
 /// What the service adds for a list or a map.
 const CONTAINER_BYTES: usize = 3;
 

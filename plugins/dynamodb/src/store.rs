@@ -294,6 +294,9 @@ impl<D: Dynamodb> DynamodbStore<D> {
         let table = self.table(collection)?;
         let mut violations = Vec::new();
         for (i, entity) in (0..).zip(entities) {
+            if entity.body.len() < size::SMALL_BODY_BYTES {
+                continue;
+            }
             // What is no entity at all the host says itself.
             let Ok(members) = entity::parse(&table.collection, Some(&entity.id), &entity.body) else { continue };
             if item::encode(table, &members).bytes > size::ITEM_BYTES_MAX {

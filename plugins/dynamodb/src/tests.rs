@@ -276,6 +276,32 @@ fn an_exact_attribute_that_cannot_be_read_is_corrupt() {
 }
 
 #[test]
+fn a_small_body_is_never_too_large_an_item() {
+    let deep = format!("{}{}", "[".repeat(40), "]".repeat(40));
+    let digits = "1".repeat(39);
+    for element in ["1", "[]", "{}", "1e5", "-1E-9", "\"\"", "null", "{\"\":1}", "\"\\u0000\"", &deep, &digits] {
+        let filled = |from: &str, to: &str, element: &dyn Fn(usize) -> String| {
+            let mut body = from.to_owned();
+            let mut turn = 0;
+            while body.len() + to.len() + element(turn).len() < size::SMALL_BODY_BYTES {
+                body += &element(turn);
+                turn += 1;
+            }
+            body.pop();
+            body + to
+        };
+        for body in [
+            filled("{\"template_id\":\"a\",\"list\":[", "]}", &|_| format!("{element},")),
+            filled("{\"template_id\":\"a\",\"map\":{", "}}", &|turn| format!("\"{turn}\":{element},")),
+            filled("{\"template_id\":\"a\",", "}", &|turn| format!("\"{turn}\":{element},")),
+        ] {
+            let bytes = item::encode(&table(), &object(&body)).bytes;
+            assert!(bytes <= size::ITEM_BYTES_MAX, "{bytes} bytes of {}, {element}", body.len());
+        }
+    }
+}
+
+#[test]
 fn an_item_is_counted_as_the_service_counts() {
     for (body, bytes) in [
         (r#"{"template_id":"a"}"#, 11 + 1),
