@@ -5,9 +5,12 @@
 //! The text holds a list a row. SQLite writes a double there with 15 digits, which are two too few: where a column can
 //! hold one, it comes as a list of one text with 17.
 
+use std::fmt;
+
 use larder_guest::SqlValue;
 use larder_model::{Error, FieldType, Result};
-use serde_json::Value;
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::{
     database::quote,
@@ -36,24 +39,112 @@ pub(crate) fn unpack(table: &Table, packed: &[SqlValue]) -> Result<Vec<SqlValue>
     let broken =
         || Error::corrupt(format!("`{}`: the database answers with rows that cannot be read", table.collection.name));
     let [SqlValue::Text(text)] = packed else { return Err(broken()) };
-    let rows: Vec<Vec<Value>> = serde_json::from_str(text).map_err(|_| broken())?;
-    let mut cells = Vec::with_capacity(rows.len() * table.width());
-    for row in rows {
-        if row.len() != table.width() {
-            return Err(broken());
-        }
-        for cell in row {
-            cells.push(match cell {
-                Value::Null => SqlValue::Null,
-                Value::String(text) => SqlValue::Text(text),
-                Value::Number(number) => number.as_i64().map(SqlValue::Integer).ok_or_else(broken)?,
-                Value::Array(double) => match double.as_slice() {
-                    [Value::String(text)] => SqlValue::Number(text.parse().map_err(|_| broken())?),
-                    _ => return Err(broken()),
-                },
-                Value::Bool(_) | Value::Object(_) => return Err(broken()),
-            });
-        }
-    }
+    let mut cells = Vec::new();
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let rows = Rows { width: table.width(), cells: &mut cells };
+    rows.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map_err(|_| broken())?;
     Ok(cells)
 }
+
+/// Reads the list of rows.
+struct Rows<'a> {
+    width: usize,
+    cells: &'a mut Vec<SqlValue>,
+}
+
+impl<'de> DeserializeSeed<'de> for Rows<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Rows<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of rows")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> std::result::Result<(), A::Error> {
+        while rows.next_element_seed(Row { width: self.width, cells: self.cells })?.is_some() {}
+        Ok(())
+    }
+}
+
+/// Reads one row.
+struct Row<'a> {
+    width: usize,
+    cells: &'a mut Vec<SqlValue>,
+}
+
+impl<'de> DeserializeSeed<'de> for Row<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Row<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a row of {} cells", self.width)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> std::result::Result<(), A::Error> {
+        let start = self.cells.len();
+        while let Some(Cell(cell)) = row.next_element()? {
+            self.cells.push(cell);
+        }
+        let len = self.cells.len() - start;
+        if len == self.width { Ok(()) } else { Err(A::Error::invalid_length(len, &self)) }
+    }
+}
+
+/// One cell. A number that is no integer of 64 bits is none that [`select`] asks for.
+struct Cell(SqlValue);
+
+impl<'de> Deserialize<'de> for Cell {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Cell, D::Error> {
+        deserializer.deserialize_any(CellVisitor)
+    }
+}
+
+struct CellVisitor;
+
+impl<'de> Visitor<'de> for CellVisitor {
+    type Value = Cell;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("null, a text, an integer, or a list of a double as text")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Cell, E> {
+        Ok(Cell(SqlValue::Null))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Cell, E> {
+        Ok(Cell(SqlValue::Text(text.to_owned())))
+    }
+
+    fn visit_i64<E>(self, integer: i64) -> std::result::Result<Cell, E> {
+        Ok(Cell(SqlValue::Integer(integer)))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, integer: u64) -> std::result::Result<Cell, E> {
+        let integer = i64::try_from(integer).map_err(|_| E::invalid_value(Unexpected::Unsigned(integer), &self))?;
+        Ok(Cell(SqlValue::Integer(integer)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut double: A) -> std::result::Result<Cell, A::Error> {
+        let text: String = double.next_element()?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+        match (text.parse(), double.next_element::<IgnoredAny>()?) {
+            (Ok(number), None) => Ok(Cell(SqlValue::Number(number))),
+            _ => Err(A::Error::invalid_value(Unexpected::Str(&text), &self)),
+        }
+    }
+}
+
