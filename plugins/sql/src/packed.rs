@@ -147,4 +147,3 @@ impl<'de> Visitor<'de> for CellVisitor {
         }
     }
 }
-
