@@ -1,9 +1,10 @@
 //! Moves every entity from one repository to another: checked before anything is written, backed up, moved batch by
 //! batch, and proved equal afterwards. It knows repositories and no strategy.
 //!
-//! The steps are in modules of their own: `preflight`, `backup`, `transfer`, `verification`, `cleanup`. Each reads the source
-//! afresh, page by page (`pages`), so that memory does not grow with it; only the ids of referenced collections, and of what
-//! is left out, are kept, as hashes. Where it stands is kept in `checkpoint`, so that another process can go on.
+//! The steps are in modules of their own: `preflight`, `backup`, `transfer`, `verification`, `cleanup`. They read the source
+//! page by page (`pages`), so that memory does not grow with it: only a source of some megabytes is held between validation and
+//! move; of others the ids of referenced collections, and of what is left out, are kept, as hashes. Where it stands is kept
+//! in `checkpoint`, so that another process can go on.
 
 mod backup;
 mod checkpoint;
@@ -35,6 +36,7 @@ pub(crate) use checkpoint::again as checkpoint_again;
 use checkpoint::{Place, Progress, State};
 pub use digest::Digest;
 use digest::{LeftOut, Sum};
+use pages::Held;
 pub(crate) use pages::read_ahead;
 pub use preflight::{FieldReport, Kept};
 pub use report::{CollectionReport, Report, StoreReport};
@@ -219,6 +221,7 @@ struct Migration<'a> {
     raw: Vec<Sum>,
     /// Of each entity of the source as it was then, where there is a place for it.
     seen: Option<Seen>,
+    held: Held,
     left_out: LeftOut,
     place: Option<Place>,
     state: State,
@@ -284,6 +287,7 @@ pub async fn migrate(
             .collect(),
         raw: vec![Sum::default(); collections.len()],
         seen: None,
+        held: Held::default(),
         left_out: LeftOut::default(),
         place,
         state,

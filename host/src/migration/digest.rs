@@ -172,12 +172,13 @@ pub(super) fn hash(parts: &[&str]) -> [u8; 16] {
 pub(super) async fn of(
     repository: &Repository,
     collection: &str,
+    workers: u32,
     left_out: &LeftOut,
     mut advanced: impl FnMut(u64) -> Result<()>,
 ) -> Result<Digest> {
     let definition = repository.collection(collection)?;
     let mut digest = Digest::default();
-    let mut pages = read_ahead(repository, collection, 1);
+    let mut pages = read_ahead(repository, collection, workers);
     // Two pages at once, on threads of their own: parsing takes longer than reading.
     let mut parsing = VecDeque::new();
     loop {

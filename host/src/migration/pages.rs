@@ -1,7 +1,10 @@
 //! Reading a collection in the background, segment by segment, so that the next page is there when this one is done with;
 //! and saying where in a segment something stands, so that another process can go on from there.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use larder_model::{Entity, ErrorKind};
+use tokio::sync::mpsc::{Receiver, channel};
 
 use super::pace::patiently;
 use crate::error::{Error, Result};
@@ -9,6 +12,9 @@ use crate::repository::{PAGE_BYTES_MAX, Progress, Repository};
 
 /// Pages that are read ahead of the writing: one under way and one waiting keep both sides busy.
 const PAGES_AHEAD: usize = 2;
+
+/// Bytes of a source that are held in memory between its validation and the move.
+const HELD_BYTES_MAX: usize = 48 << 20;
 
 /// Where in a segment reading goes on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +37,12 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    /// What it takes of memory.
+    fn bytes(&self) -> usize {
+        let of_entity = |entity: &Entity| size_of::<Entity>() + entity.id.len() + entity.body.len();
+        self.entities.iter().map(of_entity).sum()
+    }
+
     /// Where reading goes on behind the first `count` of what were `len` entities.
     pub(super) fn position_after(&self, count: usize, len: usize) -> Position {
         if count < len {
@@ -40,6 +52,51 @@ impl Page {
     }
 }
 
+/// Pages of collections that were read whole, so that a small source need not be read again: what is validated is what is
+/// moved. Of a larger one nothing is held, so that memory does not grow with it.
+#[derive(Default)]
+pub(super) struct Held {
+    collections: BTreeMap<usize, Vec<Page>>,
+    bytes: usize,
+    /// The collections that there is no room for.
+    too_large: BTreeSet<usize>,
+}
+
+impl Held {
+    /// Adds the next page of a collection.
+    pub(super) fn add(&mut self, collection: usize, page: Page) {
+        if self.too_large.contains(&collection) {
+            return;
+        }
+        self.bytes += page.bytes();
+        self.collections.entry(collection).or_default().push(page);
+        if self.bytes > HELD_BYTES_MAX {
+            self.too_large.insert(collection);
+            self.take(collection);
+        }
+    }
+
+    /// All pages of a collection, where they are held.
+    pub(super) fn take(&mut self, collection: usize) -> Option<Vec<Page>> {
+        let pages = self.collections.remove(&collection)?;
+        self.bytes -= pages.iter().map(Page::bytes).sum::<usize>();
+        Some(pages)
+    }
+}
+
+/// Gives pages as reading them would.
+pub(super) fn replay(pages: Vec<Page>) -> Receiver<Result<Page>> {
+    let (sender, receiver) = channel(PAGES_AHEAD);
+    tokio::spawn(async move {
+        for page in pages {
+            if sender.send(Ok(page)).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
 /// More workers than cores only take turns.
 pub(super) fn side_by_side(workers: u32) -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -47,22 +104,14 @@ pub(super) fn side_by_side(workers: u32) -> u32 {
 }
 
 /// Reads all of a collection.
-pub(crate) fn read_ahead(
-    repository: &Repository,
-    collection: &str,
-    workers: u32,
-) -> tokio::sync::mpsc::Receiver<Result<Page>> {
+pub(crate) fn read_ahead(repository: &Repository, collection: &str, workers: u32) -> Receiver<Result<Page>> {
     read_from(repository, collection, &vec![Position::default(); side_by_side(workers) as usize])
 }
 
 /// Reads what stands behind these positions, one for each segment.
-pub(super) fn read_from(
-    repository: &Repository,
-    collection: &str,
-    positions: &[Position],
-) -> tokio::sync::mpsc::Receiver<Result<Page>> {
+pub(super) fn read_from(repository: &Repository, collection: &str, positions: &[Position]) -> Receiver<Result<Page>> {
     let segments = positions.len() as u32;
-    let (sender, receiver) = tokio::sync::mpsc::channel(PAGES_AHEAD);
+    let (sender, receiver) = channel(PAGES_AHEAD);
     for (segment, from) in (0..).zip(positions.iter().cloned()) {
         if from.ended {
             continue;

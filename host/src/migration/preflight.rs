@@ -244,6 +244,7 @@ impl Migration<'_> {
         if let Some(seen) = &mut self.seen {
             seen.enter_collection();
         }
+        let will_move = !self.options.dry_run && !self.resumed;
         let mut fields = Fields::default();
         let mut pages = read_ahead(self.source, &collection.name, self.options.workers);
         // Pages are looked at side by side, and judged in the order in which they were read.
@@ -252,12 +253,13 @@ impl Migration<'_> {
             if looking.len() < side_by_side(self.options.workers) as usize
                 && let Some(page) = pages.recv().await
             {
-                let page = page?.entities;
-                let for_target = self.target.opened().has_rules.then(|| page.clone());
-                looking.push_back((for_target, look_at(self.source, self.target, &collection, page)));
+                let mut page = page?;
+                let entities = std::mem::take(&mut page.entities);
+                let for_target = self.target.opened().has_rules.then(|| entities.clone());
+                looking.push_back((page, for_target, look_at(self.source, self.target, &collection, entities)));
                 continue;
             }
-            let Some((for_target, looked)) = looking.pop_front() else { break };
+            let Some((mut page, for_target, looked)) = looking.pop_front() else { break };
             self.check_stop()?;
             let violations = match for_target {
                 Some(page) => self.target.validate(&collection.name, page).await,
@@ -272,9 +274,13 @@ impl Migration<'_> {
                 seen.add(&looked.notes)?;
             }
             fields.merge(&collection, std::mem::take(&mut looked.fields));
-            let sound = self.judge(position, &collection, looked, judge)?;
+            let sound = self.judge(position, &collection, &looked, judge)?;
             if occupied && self.options.existing == Existing::Fail {
                 self.compare_existing(&collection, &sound, judge.broken).await?;
+            }
+            if will_move {
+                page.entities = looked.entities.into_iter().map(|(entity, _)| entity).collect();
+                self.held.add(position, page);
             }
             self.advance(Step::Validate, position, count);
         }
@@ -284,32 +290,32 @@ impl Migration<'_> {
     }
 
     /// Sorts a page: what breaks a rule is counted, and the rest is what will be moved.
-    fn judge(
+    fn judge<'a>(
         &mut self,
         position: usize,
         collection: &Collection,
-        looked: Looked,
+        looked: &'a Looked,
         judge: &mut Judge<'_>,
-    ) -> Result<Vec<Entity>> {
+    ) -> Result<Vec<&'a Entity>> {
         let mut breaks: BTreeMap<u32, Vec<Break>> = BTreeMap::new();
-        for violation in looked.violations {
+        for violation in &looked.violations {
             let (entity, found) = &looked.entities[violation.entity as usize];
             // What is no entity at all breaks that rule, and no other.
             if found.is_ok() {
                 let example = json::quoted(&entity.id);
-                let broken = Break { rule: violation.rule, remedy: Remedy::RelaxTarget, example };
+                let broken = Break { rule: violation.rule.clone(), remedy: Remedy::RelaxTarget, example };
                 breaks.entry(violation.entity).or_default().push(broken);
             }
         }
         let mut sound = Vec::with_capacity(looked.entities.len());
         let report = &mut self.reports[position];
-        for (number, (entity, found)) in (0..).zip(looked.entities) {
+        for (number, (entity, found)) in (0..).zip(&looked.entities) {
             let mut broken = breaks.remove(&number).unwrap_or_default();
             if let Some(rule) = judge.refused.get(&hash(&[&collection.name, &entity.id])) {
                 let example = json::quoted(&entity.id);
                 broken.push(Break { rule: rule.clone(), remedy: Remedy::RelaxTarget, example });
             }
-            match &found {
+            match found {
                 Ok(found) => judge.ids.look(collection, &entity.id, &found.references, &mut broken),
                 Err(rule) => {
                     let example = json::quoted(&entity.id);
@@ -320,7 +326,7 @@ impl Migration<'_> {
                 report.quarantined += 1;
                 if let Some(quarantine) = &mut *judge.quarantine {
                     let rules: Vec<String> = broken.iter().map(|it| it.rule.clone()).collect();
-                    quarantine.add(collection, &entity, &rules)?;
+                    quarantine.add(collection, entity, &rules)?;
                 }
                 for it in broken {
                     judge.left_out.add(it.rule, it.remedy, &collection.name, &entity.id, || it.example);
@@ -360,7 +366,7 @@ impl Migration<'_> {
     async fn compare_existing(
         &self,
         collection: &Collection,
-        entities: &[Entity],
+        entities: &[&Entity],
         broken: &mut BrokenRules,
     ) -> Result<()> {
         let names: Vec<String> = entities.iter().map(|entity| entity.id.clone()).collect();

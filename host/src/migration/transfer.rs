@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::checkpoint::Refused;
 use super::digest::{Term, hash};
 use super::pace::{Limiter, Patience};
-use super::pages::{Position, broke_off, read_from, side_by_side};
+use super::pages::{Position, broke_off, read_from, replay, side_by_side};
 use super::{Event, Migration, OnInvalid, Step, entities, quarantine};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
@@ -113,7 +113,10 @@ impl Migration<'_> {
         let position = batches.position;
         let name = self.collections[position].name.clone();
         let batch_size = limiter.at_once(self.options.batch_size) as usize;
-        let mut pages = read_from(self.source, &name, &self.state.collections[position].positions);
+        let mut pages = match self.held.take(position) {
+            Some(pages) => replay(pages),
+            None => read_from(self.source, &name, &self.state.collections[position].positions),
+        };
         while let Some(page) = pages.recv().await {
             let mut page = page?;
             let entities = std::mem::take(&mut page.entities);

@@ -145,8 +145,10 @@ pub async fn verify(source: &Repository, target: &Repository, collections: &[Str
 
 async fn compare(source: &Repository, target: &Repository, name: &str, left_out: &LeftOut) -> Result<Compared> {
     let nothing = LeftOut::default();
-    let (one, other) =
-        tokio::join!(digest::of(source, name, left_out, |_| Ok(())), digest::of(target, name, &nothing, |_| Ok(())));
+    let (one, other) = tokio::join!(
+        digest::of(source, name, 1, left_out, |_| Ok(())),
+        digest::of(target, name, 1, &nothing, |_| Ok(()))
+    );
     let (one, other) = (one?, other?);
     let differences = match one == other {
         true => None,
@@ -230,7 +232,7 @@ impl Migration<'_> {
     /// source must be there, and those alone are compared. The source must still be what was validated.
     pub(super) async fn verify(&mut self) -> Result<()> {
         let since = Instant::now();
-        let (source, target) = (self.source, self.target);
+        let (source, target, workers) = (self.source, self.target, self.options.workers);
         self.tell(Event::Started { step: Step::Verify, entities: Some(self.entities()) });
         for position in 0..self.collections.len() {
             self.enter(Step::Verify, position);
@@ -242,7 +244,7 @@ impl Migration<'_> {
             } else {
                 let left_out = LeftOut::default();
                 let (found, raw) = tokio::join!(
-                    digest::of(target, &name, &left_out, |count| {
+                    digest::of(target, &name, workers, &left_out, |count| {
                         self.advance(Step::Verify, position, count);
                         self.check_stop()
                     }),

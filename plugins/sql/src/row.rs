@@ -2,6 +2,8 @@
 //! the nearest that it can hold, and the value itself goes to [`EXACT`]. A column that somebody changed by hand is right
 //! whatever stands beside it.
 
+use std::io::Write as _;
+
 use larder_guest::{Dialect, SqlValue};
 use larder_model::{Entity, Error, FieldType, Result, entity, json, json::Members, number};
 use serde_json::{Map, Value};
@@ -106,7 +108,7 @@ pub(crate) fn entity(table: &Table, row: &[SqlValue]) -> Result<Entity> {
                 let stamped = Map::from_iter([(column.name.clone(), value.clone())]);
                 version = entity::version_of(&table.collection, &stamped);
             }
-            self::member(&mut body, &column.name, value);
+            self::member(&mut body, &column.member, value);
         };
         // `null`, or a member from before the column.
         let beside = extra.shift_remove(&column.name);
@@ -130,13 +132,16 @@ pub(crate) fn entity(table: &Table, row: &[SqlValue]) -> Result<Entity> {
             (Kind::Field(FieldType::Json | FieldType::Boolean), _) => {
                 member(&types::read(column.kind, cell).ok_or_else(|| corrupt(&column.name, "what is no JSON"))?);
             }
-            (_, SqlValue::Text(text)) => text_member(&mut body, &column.name, text),
+            (_, SqlValue::Text(text)) => {
+                begin(&mut body, &column.member);
+                write_text(&mut body, text);
+            }
             (_, SqlValue::Integer(value)) => {
                 if is_version {
                     version = u64::try_from(*value).unwrap_or(0);
                 }
-                name(&mut body, &column.name);
-                body.extend_from_slice(value.to_string().as_bytes());
+                begin(&mut body, &column.member);
+                write!(body, "{value}").expect("a vector cannot fail");
             }
             (_, cell) => {
                 member(&types::read_plain(cell).ok_or_else(|| corrupt(&column.name, "what is no JSON"))?);
@@ -149,30 +154,33 @@ pub(crate) fn entity(table: &Table, row: &[SqlValue]) -> Result<Entity> {
             return Err(corrupt(EXACT, &format!("something else than a value for `{name}`")));
         };
         if !extra.contains_key(name) {
-            member(&mut body, name, value);
+            member(&mut body, &self::name(name), value);
         }
     }
     for (name, value) in &extra {
-        member(&mut body, name, value);
+        member(&mut body, &self::name(name), value);
     }
     body.push(b'}');
     Ok(Entity { id: id.clone(), version, body })
 }
 
-fn name(body: &mut Vec<u8>, name: &str) {
+/// A member's name as it stands before its value.
+pub(crate) fn name(name: &str) -> String {
+    let mut text = Vec::new();
+    write_text(&mut text, name);
+    text.push(b':');
+    utf8(text)
+}
+
+/// Begins a member; `name` is as [`name`] has it.
+fn begin(body: &mut Vec<u8>, name: &str) {
     body.push(if body.is_empty() { b'{' } else { b',' });
-    write_text(body, name);
-    body.push(b':');
+    body.extend_from_slice(name.as_bytes());
 }
 
-fn member(body: &mut Vec<u8>, member: &str, value: &Value) {
-    name(body, member);
+fn member(body: &mut Vec<u8>, name: &str, value: &Value) {
+    begin(body, name);
     serde_json::to_writer(body, value).expect("text keys and a vector cannot fail");
-}
-
-fn text_member(body: &mut Vec<u8>, member: &str, text: &str) {
-    name(body, member);
-    write_text(body, text);
 }
 
 fn write_text(body: &mut Vec<u8>, text: &str) {

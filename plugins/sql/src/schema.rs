@@ -14,7 +14,7 @@ use larder_model::{Collection, Error, FieldType, Result};
 use crate::{
     config::Constraints,
     database::{Statement, push_placeholder, quote},
-    ledger,
+    ledger, row,
     types::{self, Column, Kind},
 };
 
@@ -33,7 +33,7 @@ const NAME_BYTES_MAX: usize = 63;
 const PARAMS_MAX: usize = 32_000;
 
 /// Rows of one INSERT, largest first. Few sizes, so that few statements have to be prepared.
-const INSERT_ROWS: [usize; 3] = [256, 16, 1];
+const INSERT_ROWS: [usize; 11] = [1000, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 
 /// An index of the table.
 #[derive(Debug)]
@@ -92,6 +92,7 @@ impl Table {
         }
         let mut columns = vec![Column {
             name: collection.key.clone(),
+            member: row::name(&collection.key),
             kind: Kind::Key,
             max_length: Some(255),
             indexed_bytes_max: None,
@@ -101,6 +102,7 @@ impl Table {
         for field in collection.fields.iter().filter(|field| field.name != collection.key) {
             columns.push(Column {
                 name: field.name.clone(),
+                member: row::name(&field.name),
                 kind: Kind::Field(field.ty),
                 max_length: field.max_length,
                 indexed_bytes_max: indexed_bytes_max(&collection, &field.name, dialect),
@@ -111,6 +113,7 @@ impl Table {
         if columns.iter().all(|column| column.name != collection.stamps.version) {
             columns.push(Column {
                 name: collection.stamps.version.clone(),
+                member: row::name(&collection.stamps.version),
                 kind: Kind::Field(FieldType::Integer),
                 max_length: None,
                 indexed_bytes_max: None,

@@ -28,6 +28,8 @@ pub(crate) enum Kind {
 pub(crate) struct Column {
     /// Of the member, and of the column.
     pub(crate) name: String,
+    /// What stands before the value in the text of an entity.
+    pub(crate) member: String,
     pub(crate) kind: Kind,
     /// In characters.
     pub(crate) max_length: Option<u32>,

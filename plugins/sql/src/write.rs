@@ -31,7 +31,10 @@ use crate::{
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Ids that are looked up with one statement, largest first: few numbers, so that few statements have to be prepared.
-const LOOKUP_IDS: [usize; 3] = [512, 32, 1];
+const LOOKUP_IDS: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
+
+/// Entities that are compared with what is stored, by one statement.
+const COMPARED: usize = 32;
 
 /// What keeps others from changing the rows that are read. A transaction of SQLite that writes needs none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -672,8 +675,7 @@ pub(crate) fn load(
         if (twice || known.contains(&entity.id)) && !compared.contains_key(&entity.id) {
             // With those that come next, in one statement.
             let next = entities[i..].iter().map(|entity| entity.id.as_str());
-            let next: Vec<&str> =
-                next.filter(|id| *id == entity.id || known.contains(*id)).take(LOOKUP_IDS[1]).collect();
+            let next: Vec<&str> = next.filter(|id| *id == entity.id || known.contains(*id)).take(COMPARED).collect();
             compared = stored(table, database, &next, lock)?;
         }
         let bytes = entity.body.len();

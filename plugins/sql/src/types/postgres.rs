@@ -157,9 +157,26 @@ pub(crate) fn timestamp(text: &str) -> Option<String> {
     let minutes = days * 1440 + hour * 60 + minute - offset_minutes;
     let (year, month, day) = civil_from_days(minutes.div_euclid(1440));
     let minutes = minutes.rem_euclid(1440);
-    (1..=9999).contains(&year).then(|| {
-        format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{second:02}.{micros:06}Z", minutes / 60, minutes % 60)
-    })
+    (1..=9999).contains(&year).then(|| spelt(year, month, day, minutes * 60 + second, micros))
+}
+
+/// The spelling of a time of a day; one of a thousand in a batch, so the digits are put where they belong.
+fn spelt(year: i64, month: i64, day: i64, second_of_day: i64, micros: i64) -> String {
+    let mut text = *b"0000-00-00T00:00:00.000000Z";
+    let mut put = |places: std::ops::Range<usize>, mut number: i64| {
+        for digit in text[places].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+    };
+    put(0..4, year);
+    put(5..7, month);
+    put(8..10, day);
+    put(11..13, second_of_day / 3600);
+    put(14..16, second_of_day / 60 % 60);
+    put(17..19, second_of_day % 60);
+    put(20..26, micros);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// The next point in time that a column holds, a microsecond later.
@@ -171,10 +188,7 @@ pub(crate) fn after(canonical: &str) -> Option<String> {
     let (seconds, micros) = (micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = civil_from_days(days);
-    (1..=9999).contains(&year).then(|| {
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
-    })
+    (1..=9999).contains(&year).then(|| spelt(year, month, day, second, micros))
 }
 
 /// Days since the first of January 1970; none where there is no such day. The calendar's cycle of 400 years is counted
