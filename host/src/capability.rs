@@ -51,6 +51,11 @@ pub(crate) struct Lent {
 }
 
 impl Lent {
+    /// Whether what is used is somewhere else, so that who waits for it leaves the processor to others.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.server.is_some() || self.tables.is_some() || self.hosts.is_some()
+    }
+
     /// Makes the capabilities that the grants describe. Nothing is opened before it is used.
     ///
     /// A statement is given up before the call that sent it is, so that whoever called learns why.

@@ -549,6 +549,11 @@ impl Repository {
         self.store.edition().opened.get().cloned().unwrap_or_default()
     }
 
+    /// See [`Lent::is_remote`].
+    pub(crate) fn is_remote(&self) -> bool {
+        self.store.lent.is_remote()
+    }
+
     pub(crate) fn settings(&self) -> &PluginSettings {
         &self.store.settings
     }

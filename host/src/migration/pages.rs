@@ -103,6 +103,12 @@ pub(super) fn side_by_side(workers: u32) -> u32 {
     workers.clamp(1, u32::try_from(cores).unwrap_or(u32::MAX))
 }
 
+/// Batches that are written at a time. One that waits for a server takes no core.
+pub(super) fn writers(target: &Repository, workers: u32) -> usize {
+    let writers = if target.is_remote() { workers.max(1) } else { side_by_side(workers) };
+    writers as usize
+}
+
 /// Reads all of a collection.
 pub(crate) fn read_ahead(repository: &Repository, collection: &str, workers: u32) -> Receiver<Result<Page>> {
     read_from(repository, collection, &vec![Position::default(); side_by_side(workers) as usize])

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::checkpoint::Refused;
 use super::digest::{Term, hash};
 use super::pace::{Limiter, Patience};
-use super::pages::{Position, broke_off, read_from, replay, side_by_side};
+use super::pages::{Position, broke_off, read_from, replay, side_by_side, writers};
 use super::{Event, Migration, OnInvalid, Step, entities, quarantine};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
@@ -113,6 +113,7 @@ impl Migration<'_> {
         let position = batches.position;
         let name = self.collections[position].name.clone();
         let batch_size = limiter.at_once(self.options.batch_size) as usize;
+        let writers = writers(self.target, self.options.workers);
         let mut pages = match self.held.take(position) {
             Some(pages) => replay(pages),
             None => read_from(self.source, &name, &self.state.collections[position].positions),
@@ -134,7 +135,7 @@ impl Migration<'_> {
                 }
                 let quarantined = count - batch.len() as u64;
                 limiter.pass(batch.len()).await;
-                while batches.loads.len() >= side_by_side(self.options.workers) as usize {
+                while batches.loads.len() >= writers {
                     if let Some(load) = batches.loads.join_next().await {
                         self.settle(batches, load)?;
                         self.checkpoint_if_due().await?;
