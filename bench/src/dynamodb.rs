@@ -15,7 +15,10 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_dynamodb::operation::batch_get_item::builders::BatchGetItemFluentBuilder;
 use aws_sdk_dynamodb::operation::batch_write_item::builders::BatchWriteItemFluentBuilder;
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, PutRequest, ReturnConsumedCapacity, WriteRequest};
+use aws_sdk_dynamodb::types::{
+    AttributeValue, KeysAndAttributes, PutRequest, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
+    WriteRequest,
+};
 use larder::config::Config;
 use larder::host::Host;
 use larder::migration::{self, Event, Options, Step};
@@ -109,19 +112,24 @@ impl Program {
         Ok(serde_json::to_vec(&members)?)
     }
 
-    /// In place of what is stored, with the version that follows, unless somebody else wrote meanwhile.
+    /// In place of what is stored, with the version that follows, unless somebody else wrote meanwhile, or removed it and
+    /// made another one.
     async fn save(&self, machine: &Entity) -> Result<()> {
         let mut item = item(machine)?;
         let stored = self.stored(&machine.id, true).await?;
         let Some(AttributeValue::N(version)) = stored.get("version") else { bail!("{} has no version", machine.id) };
+        let created = stored.get("created_at").context("a machine says when it was made")?;
         item.insert("version".into(), AttributeValue::N((version.parse::<u64>()? + 1).to_string()));
         self.client
             .put_item()
             .table_name(&self.table)
             .set_item(Some(item))
-            .condition_expression("#version = :version")
+            .condition_expression("#version = :version AND #created = :created")
             .expression_attribute_names("#version", "version")
+            .expression_attribute_names("#created", "created_at")
             .expression_attribute_values(":version", AttributeValue::N(version.clone()))
+            .expression_attribute_values(":created", created.clone())
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await?;
         Ok(())
