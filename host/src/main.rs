@@ -6,6 +6,10 @@ use clap::Parser;
 use larder::cli::{self, Cli};
 use larder::{command, exit, output};
 
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let (format, error) = match Cli::try_parse() {
         Ok(cli) => {
