@@ -382,10 +382,17 @@ fn what_changed_between_validation_and_move_is_named() {
     document["machines"].as_object_mut().unwrap().retain(|id, _| id.as_str() <= "machine-000000050");
     let document = serde_json::to_string(&document).unwrap();
     let slowly = ["--no-backup", "--batch-size", "1", "--max-rate", "30"];
-    let ended = |change: &dyn Fn(&Folder)| {
+    // A run that goes on holds nothing of what it validated, and reads it again.
+    let ended = |holds: bool, change: &dyn Fn(&Folder)| {
         let folder = folder_for(&document, "sql");
         let mut running = Running::start(&folder, "json", "sql", &slowly);
         running.moved(1);
+        if !holds {
+            running.interrupt();
+            assert_eq!(running.end().0, 130);
+            running = Running::start(&folder, "json", "sql", &[&slowly[..], &["--resume"]].concat());
+            running.moved(1);
+        }
         change(&folder);
         let (code, stderr, _) = running.end();
         assert_eq!(code, 1, "{stderr}");
@@ -394,17 +401,22 @@ fn what_changed_between_validation_and_move_is_named() {
         (error, report["collections"][2]["source_changes"].clone())
     };
 
-    let (error, changes) = ended(&|folder| {
-        folder.larder_with(&["patch", "machines", "machine-000000050"], r#"{"status": "STOPPED"}"#).exits(0);
-    });
-    assert_eq!(error["message"], "machines: the source changed while it was migrated");
-    let causes = error["causes"].to_string();
-    assert!(causes.contains("the target holds what the source holds now"), "{causes}");
-    assert!(causes.contains("machines `machine-000000050`: changed since the validation"), "{causes}");
-    assert_eq!((&changes["changed"], &changes["added"], &changes["removed"]), (&1.into(), &0.into(), &0.into()));
-    assert_eq!(changes["listed"], serde_json::json!([{"key": "machine-000000050", "change": "changed"}]));
+    for (holds, told) in [
+        (true, "machines `machine-000000050`: different in `status`, `version`"),
+        (false, "the target holds what the source holds now"),
+    ] {
+        let (error, changes) = ended(holds, &|folder| {
+            folder.larder_with(&["patch", "machines", "machine-000000050"], r#"{"status": "STOPPED"}"#).exits(0);
+        });
+        assert_eq!(error["message"], "machines: the source changed while it was migrated");
+        let causes = error["causes"].to_string();
+        assert!(causes.contains(told), "{causes}");
+        assert!(causes.contains("machines `machine-000000050`: changed since the validation"), "{causes}");
+        assert_eq!((&changes["changed"], &changes["added"], &changes["removed"]), (&1.into(), &0.into(), &0.into()));
+        assert_eq!(changes["listed"], serde_json::json!([{"key": "machine-000000050", "change": "changed"}]));
+    }
 
-    let (error, changes) = ended(&|folder| {
+    let (error, changes) = ended(false, &|folder| {
         let stored = folder.larder(&["get", "machines", "machine-000000001"]).exits(0).stdout;
         let stored = stored.replace("machine-000000001", "machine-new");
         folder.larder_with(&["save", "machines"], &stored).exits(0);
