@@ -182,4 +182,21 @@ mod tests {
         page.next = at("b", 3);
         assert_eq!(page.position_after(0, 0), at("b", 3));
     }
+
+    #[test]
+    fn a_collection_is_held_as_a_whole_or_not_at_all() {
+        let page = |bytes: usize| {
+            let entity = Entity { id: "a".into(), version: 1, body: vec![b' '; bytes] };
+            Page { entities: vec![entity], segment: 0, from: Position::default(), next: Position::default() }
+        };
+        let mut held = Held::default();
+        held.add(0, page(10));
+        for _ in 0..3 {
+            held.add(1, page(HELD_BYTES_MAX / 2));
+        }
+        held.add(2, page(20));
+        assert_eq!(held.bytes, page(10).bytes() + page(20).bytes(), "what is too large takes no room");
+        assert!(held.take(1).is_none());
+        assert_eq!((held.take(0).unwrap().len(), held.take(2).unwrap().len(), held.bytes), (1, 1, 0));
+    }
 }
