@@ -200,7 +200,17 @@ impl<S: Sql> SqlStore<S> {
             }
             statement.text(&format!(" ORDER BY {}", table.key));
             let max_bytes = max_bytes.clamp(1, REPLY_BYTES_MAX);
-            let (entities, is_cut) = scan_page(table, database, &statement, max_bytes)?;
+            let (mut entities, mut is_cut) = scan_page(table, database, &statement, max_bytes)?;
+            // An entity spells the names of its members too, and can be many times as large as its row.
+            let mut bytes = 0;
+            let is_last = |entity: &Entity| {
+                bytes += entity.body.len();
+                bytes >= max_bytes as usize
+            };
+            if let Some(last) = entities.iter().position(is_last).filter(|last| last + 1 < entities.len()) {
+                entities.truncate(last + 1);
+                is_cut = true;
+            }
             let next = entities.last().filter(|_| is_cut).map(|last| last.id.clone().into_bytes());
             Ok(Batch { entities, next })
         })
@@ -602,7 +612,8 @@ fn scan_page(table: &Table, database: &dyn Database, from: &Statement, max_bytes
     let first = format!("SELECT {}{} LIMIT 1", table.select, from.text);
     let first = database.query(&first, from.params.clone(), max_bytes)?;
     let row_bytes: usize = first.cells.iter().map(cell_bytes).sum();
-    let rows_max = (max_bytes as usize / row_bytes.max(1)).clamp(1, PAGE_ROWS_MAX as usize);
+    let entity_bytes = entities(table, &first.cells)?.first().map_or(0, |entity| entity.body.len());
+    let rows_max = (max_bytes as usize / row_bytes.max(entity_bytes).max(1)).clamp(1, PAGE_ROWS_MAX as usize);
     // A power of two, so that there are few different statements to prepare.
     let rows_max = 1_usize << rows_max.ilog2();
     if rows_max >= PACKED_ROWS_MIN && table.dialect == Dialect::Sqlite {

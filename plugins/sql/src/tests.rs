@@ -52,6 +52,7 @@ on_both! {
     pages_follow_the_key_in_either_direction,
     an_index_is_used_where_it_is_named_and_said_where_it_is_not,
     segments_of_a_scan_are_the_whole_once,
+    a_batch_of_a_scan_ends_by_its_entities_and_not_by_its_rows,
     a_transaction_sees_its_own_writes_and_ends_as_it_is_told,
     check_tells_what_there_is,
     what_cannot_be_a_table_is_refused_when_the_store_is_opened,
@@ -860,6 +861,32 @@ fn segments_of_a_scan_are_the_whole_once(place: Place) {
         assert_eq!(found, ids);
     }
     assert_eq!(fixture.store.scan("requests", 2, 2, None, 1).unwrap_err().kind, ErrorKind::InvalidArgument);
+}
+
+fn a_batch_of_a_scan_ends_by_its_entities_and_not_by_its_rows(place: Place) {
+    const BYTES_MAX: usize = 20_000;
+    let names: Vec<String> = (0..8).map(|n| format!("{n}_{}", "long_name_".repeat(5))).collect();
+    let fields = names.iter().map(|name| field(name, FieldType::Integer)).collect();
+    let mut fixture = open(place, "{}", vec![collection("wide", "id", fields)]);
+    fixture.store.prepare(false, false).unwrap();
+    // The first is small, and says nothing of those behind it.
+    let members: String = names.iter().map(|name| format!(r#","{name}":1"#)).collect();
+    let body = |i: usize| format!(r#"{{"id":"{i:04}"{}}}"#, if i == 0 { "" } else { &members });
+    let bodies: Vec<String> = (0..500).map(body).collect();
+    fixture.load("wide", &bodies, Existing::Fail);
+    let (mut ids, mut cursor) = (Vec::new(), None);
+    loop {
+        let batch = fixture.store.scan("wide", 0, 1, cursor.as_deref(), BYTES_MAX as u32).unwrap();
+        let bytes: usize = batch.entities.iter().map(|entity| entity.body.len()).sum();
+        let last = batch.entities.last().map_or(0, |last| last.body.len());
+        assert!(bytes - last < BYTES_MAX, "a batch of {bytes} bytes goes on behind {BYTES_MAX}");
+        ids.extend(batch.entities.into_iter().map(|entity| entity.id));
+        cursor = batch.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(ids, (0..500).map(|i| format!("{i:04}")).collect::<Vec<_>>());
 }
 
 fn a_transaction_sees_its_own_writes_and_ends_as_it_is_told(place: Place) {
