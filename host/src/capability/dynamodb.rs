@@ -223,11 +223,12 @@ impl Tables {
         let (table, deadline) = (self.table(collection)?, self.deadline());
         let clients = self.clients().await?;
         let keys = keys.into_iter().map(values::item_into).collect::<Result<Vec<_>>>()?;
-        if let [key] = &keys[..] {
+        if keys.len() == 1 {
             let request = clients.tables.get_item().table_name(&table).consistent_read(consistent);
-            let request = request.set_key(Some(key.clone()));
-            let found =
-                send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+            let request = request.set_key(keys.into_iter().next());
+            let found = send(&clients.to_tables, deadline, || request.clone().send())
+                .await
+                .map_err(|failed| failed.of_read())?;
             return Ok(vec![found.item.map(values::item_from)]);
         }
         let Some(names) = keys.first().map(|key| key.keys().cloned().collect::<Vec<_>>()) else {
@@ -268,7 +269,8 @@ impl Tables {
             .consistent_read(query.consistent)
             .set_select(query.count_only.then_some(Select::Count))
             .return_consumed_capacity(ReturnConsumedCapacity::Total);
-        let page = send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+        let page =
+            send(&clients.to_tables, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
         let units = page.consumed_capacity.and_then(|it| it.capacity_units);
         Ok(page_of(page.items, page.count, page.last_evaluated_key, units))
     }
@@ -294,7 +296,7 @@ impl Tables {
             let request = request.clone().segment(i32::try_from(number).unwrap_or(i32::MAX));
             async move {
                 let request = request.set_exclusive_start_key(start.map(values::item_into).transpose()?);
-                let page = send(&clients.pace, deadline, || request.clone().send())
+                let page = send(&clients.to_tables, deadline, || request.clone().send())
                     .await
                     .map_err(|failed| failed.of_read())?;
                 let units = page.consumed_capacity.and_then(|it| it.capacity_units);
@@ -341,13 +343,13 @@ async fn get_chunk(
         let wanted = wanted.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
         let request = clients.tables.batch_get_item().request_items(table, wanted);
         let answer =
-            send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+            send(&clients.to_tables, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
         found.extend(answer.responses.and_then(|mut tables| tables.remove(table)).unwrap_or_default());
         left = match answer.unprocessed_keys.and_then(|mut tables| tables.remove(table)) {
             Some(keys) if !keys.keys.is_empty() => keys.keys,
             _ => return Ok(found),
         };
-        clients.pace.throttled();
+        clients.to_tables.pace.throttled();
         if left.len() < count {
             backoff.reset();
         }

@@ -92,35 +92,45 @@ pub(crate) fn stage(
     stored: Option<&Map<String, Value>>,
     now: &str,
 ) -> Result<(Outcome, Option<Map<String, Value>>)> {
+    let body = check(table, write)?;
+    stage_checked(table, write, body, stored, now)
+}
+
+/// The same where it was checked before: `body` is what that gave.
+fn stage_checked(
+    table: &Table,
+    write: &Write,
+    body: Option<Map<String, Value>>,
+    stored: Option<&Map<String, Value>>,
+    now: &str,
+) -> Result<(Outcome, Option<Map<String, Value>>)> {
     let collection = &table.collection;
     let version = stored.map(|stored| entity::version_of(collection, stored));
     let existed = stored.is_some();
     let (name, id) = write.target();
-    match write {
-        Write::Put(put) => {
-            let body =
-                check_body(table, id, &put.body).and_then(|()| entity::check(collection, Some(id), &put.body))?;
-            entity::check_expectation(put.expect, version, name, id)?;
+    let expect = match write {
+        Write::Put(put) => put.expect,
+        Write::Remove(removal) => removal.expect,
+    };
+    entity::check_expectation(expect, version, name, id)?;
+    Ok(match body {
+        Some(body) => {
             let stamped = entity::stamp(collection, stored, body, now);
-            Ok((Outcome { version: entity::version_of(collection, &stamped), existed }, Some(stamped)))
+            (Outcome { version: entity::version_of(collection, &stamped), existed }, Some(stamped))
         }
-        Write::Remove(removal) => {
-            entity::check_id(id)?;
-            entity::check_expectation(removal.expect, version, name, id)?;
-            Ok((Outcome { version: version.unwrap_or(0), existed }, None))
-        }
-    }
+        None => (Outcome { version: version.unwrap_or(0), existed }, None),
+    })
 }
 
-/// What can be said of a write before anything is looked up.
-fn check(table: &Table, write: &Write) -> Result<()> {
+/// What can be said of a write before anything is looked up. Gives the entity, none for a removal.
+fn check(table: &Table, write: &Write) -> Result<Option<Map<String, Value>>> {
     let (_, id) = write.target();
     match write {
         Write::Put(put) => {
             check_body(table, id, &put.body)?;
-            entity::check_key(&table.collection, Some(id), &put.body).map(drop)
+            entity::check(&table.collection, Some(id), &put.body).map(Some)
         }
-        Write::Remove(_) => entity::check_id(id),
+        Write::Remove(_) => entity::check_id(id).map(|()| None),
     }
 }
 
@@ -256,28 +266,39 @@ impl<D: Dynamodb> DynamodbStore<D> {
     fn apply_each(&mut self, writes: &[Write], now: &str) -> Result<Vec<Result<Outcome>>> {
         let mut results: Vec<Option<Result<Outcome>>> = writes.iter().map(|_| None).collect();
         let mut waiting: Vec<usize> = Vec::with_capacity(writes.len());
+        let mut only = None;
         for (i, write) in writes.iter().enumerate() {
             match self.table(write.target().0).and_then(|table| check(table, write)) {
-                Ok(()) => waiting.push(i),
+                Ok(body) => {
+                    waiting.push(i);
+                    // Those of many writes are not kept: they would be in memory all at once.
+                    only = body.filter(|_| writes.len() == 1);
+                }
                 Err(error) => results[i] = Some(Err(error)),
             }
         }
         // The writes of one entity follow each other; all others go side by side.
         while !waiting.is_empty() {
-            let mut targets = HashSet::new();
-            let (round, later) = waiting.into_iter().partition(|&i| targets.insert(writes[i].target()));
-            self.apply_round(writes, round, now, &mut results)?;
+            let (round, later) = match waiting.len() {
+                1 => (waiting, Vec::new()),
+                _ => {
+                    let mut targets = HashSet::new();
+                    waiting.into_iter().partition(|&i| targets.insert(writes[i].target()))
+                }
+            };
+            self.apply_round(writes, round, &mut only, now, &mut results)?;
             waiting = later;
         }
         let unanswered = || Err(Error::new(ErrorKind::Internal, "a write was not answered"));
         Ok(results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect())
     }
 
-    /// Writes of which no two are of one entity.
+    /// Writes of which no two are of one entity. `only` is what checking gave, where there is one.
     fn apply_round(
         &mut self,
         writes: &[Write],
         mut round: Vec<usize>,
+        only: &mut Option<Map<String, Value>>,
         now: &str,
         results: &mut [Option<Result<Outcome>>],
     ) -> Result<()> {
@@ -293,7 +314,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 Err(_) if round.len() > 1 => {
                     // A table may be missing, or an item be damaged: the others are written all the same.
                     for part in parts(writes, round) {
-                        self.apply_round(writes, part, now, results)?;
+                        self.apply_round(writes, part, only, now, results)?;
                     }
                     return Ok(());
                 }
@@ -307,7 +328,11 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 let (collection, id) = writes[i].target();
                 let table = self.table(collection)?;
                 let (members, mark) = (stored.as_ref().map(|it| &it.members), stored.as_ref().map(|it| &it.mark));
-                let staged = stage(table, &writes[i], members, now).and_then(|(outcome, after)| {
+                let staged = match only.take() {
+                    Some(body) => stage_checked(table, &writes[i], Some(body), members, now),
+                    None => stage(table, &writes[i], members, now),
+                };
+                let staged = staged.and_then(|(outcome, after)| {
                     // Where there is nothing and nothing is wanted, there is nothing to do.
                     let is_done = after.is_none() && mark.is_none();
                     let action = (!is_done).then(|| action(table, id, mark, after.as_ref())).transpose()?;

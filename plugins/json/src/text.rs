@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr2;
 use serde::{
     Deserializer as _,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -100,12 +101,12 @@ fn rewrite(value: &[u8], mut depth: usize, out: &mut Vec<u8>) {
 /// Behind the quote that closes the string that starts at `start`.
 fn string_end(value: &[u8], start: usize) -> usize {
     let mut at = start + 1;
-    while let Some(&byte) = value.get(at) {
-        match byte {
-            b'"' => return at + 1,
-            b'\\' => at += 2,
-            _ => at += 1,
+    while let Some(found) = value.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if value[at] == b'"' {
+            return at + 1;
         }
+        at += 2;
     }
     value.len()
 }

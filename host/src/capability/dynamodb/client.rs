@@ -4,6 +4,8 @@
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -18,7 +20,7 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_types::service_config::ServiceConfigKey;
 use larder_model::{Error, ErrorKind, Retry};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::errors::{self, Class};
 use super::pace::Pace;
@@ -39,8 +41,50 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 pub(super) struct Clients {
     pub(super) tables: aws_sdk_dynamodb::Client,
     /// None where the tables are not at AWS, and nothing says where they would be scaled.
-    pub(super) scaling: Option<aws_sdk_applicationautoscaling::Client>,
+    pub(super) scaling: Option<Scaling>,
+    pub(super) to_tables: Sending,
+}
+
+/// The client of Application Auto Scaling.
+pub(super) struct Scaling {
+    pub(super) requests: aws_sdk_applicationautoscaling::Client,
+    pub(super) to_scaling: Sending,
+}
+
+/// How requests are sent to one service.
+pub(super) struct Sending {
     pub(super) pace: Pace,
+    /// For the answer to one request: one whose answer is lost is sent again within the call's time.
+    answer_timeout: Duration,
+    timers: Timers,
+}
+
+impl Sending {
+    /// `timeout` is that of a call.
+    pub(super) fn new(timeout: Duration) -> Sending {
+        Sending { pace: Pace::new(), answer_timeout: timeout / 3, timers: Timers(Mutex::default()) }
+    }
+}
+
+/// Timers of requests. They stay set between requests, because to put one off costs nothing, and to set another one wakes
+/// the thread that waits for all of them.
+struct Timers(Mutex<Vec<Pin<Box<Sleep>>>>);
+
+impl Timers {
+    /// What the future comes to, none where it does not in time.
+    async fn until<F: Future>(&self, deadline: Instant, future: F) -> Option<F::Output> {
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let timer = kept().pop();
+        let mut timer = timer.unwrap_or_else(|| Box::pin(sleep_until(deadline)));
+        timer.as_mut().reset(deadline);
+        let ended = tokio::select! {
+            biased;
+            ended = future => Some(ended),
+            () = timer.as_mut() => None,
+        };
+        kept().push(timer);
+        ended
+    }
 }
 
 /// Makes the clients. Credentials are looked for with the first request, where everybody who uses AWS has them:
@@ -65,11 +109,7 @@ pub(super) async fn connect(grant: &DynamodbGrant, timeout: Duration) -> Result<
             region.or_else(EnvironmentVariableRegionProvider::new()).or_else(usual).region().await
         }
     };
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_TIMEOUT_MAX.min(timeout / 2))
-        // A request whose answer is lost is sent again within the call's time.
-        .operation_attempt_timeout(timeout / 3)
-        .build();
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT_MAX.min(timeout / 2)).build();
     let config = loader
         .region(region)
         .retry_config(RetryConfig::disabled())
@@ -89,8 +129,11 @@ pub(super) async fn connect(grant: &DynamodbGrant, timeout: Duration) -> Result<
     tables.set_endpoint_url(endpoint);
     Ok(Clients {
         tables: aws_sdk_dynamodb::Client::from_conf(tables.build()),
-        scaling: has_scaling.then(|| aws_sdk_applicationautoscaling::Client::new(&config)),
-        pace: Pace::new(),
+        scaling: has_scaling.then(|| Scaling {
+            requests: aws_sdk_applicationautoscaling::Client::new(&config),
+            to_scaling: Sending::new(timeout),
+        }),
+        to_tables: Sending::new(timeout),
     })
 }
 
@@ -139,7 +182,7 @@ impl<E> Failed<E> {
 
 /// Sends a request again until it is answered, the deadline has come or it is of no use.
 pub(super) async fn send<T, E, R, F>(
-    pace: &Pace,
+    to: &Sending,
     deadline: Instant,
     mut request: impl FnMut() -> F,
 ) -> Result<T, Failed<E>>
@@ -148,20 +191,22 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     R: std::fmt::Debug + Send + Sync + 'static,
 {
+    let Sending { pace, timers, answer_timeout } = to;
     let mut backoff = Backoff::until(deadline);
     let (mut faults, mut conflicts, mut is_doubtful) = (0, 0, false);
     loop {
         let Ok(turn) = timeout_at(deadline, pace.turn()).await else {
             return Err(Failed { error: errors::throttled(), answer: None, is_doubtful });
         };
-        let answer = timeout_at(deadline, request()).await;
-        let failure = match answer {
-            Ok(Ok(answer)) => {
+        let due = deadline.min(Instant::now() + *answer_timeout);
+        let failure = match timers.until(due, request()).await {
+            Some(Ok(answer)) => {
                 pace.answered();
                 return Ok(answer);
             }
-            Ok(Err(error)) => errors::read(error),
-            Err(_) => errors::overdue(),
+            Some(Err(error)) => errors::read(error),
+            None if due == deadline => errors::overdue(),
+            None => errors::unanswered(),
         };
         if failure.class == Class::Throttled {
             pace.throttled();

@@ -55,7 +55,7 @@ where
     match error {
         SdkError::ServiceError(answered) => of_service(answered.into_err()),
         SdkError::TimeoutError(_) if is_unconnected(&error) => unreached(&error),
-        SdkError::TimeoutError(_) => Failure::new(Class::Lost, ErrorKind::Timeout, "DynamoDB did not answer in time"),
+        SdkError::TimeoutError(_) => unanswered(),
         SdkError::DispatchFailure(_) if is_unconnected(&error) => unreached(&error),
         SdkError::DispatchFailure(_) => {
             Failure::new(Class::Lost, ErrorKind::Unavailable, format!("the connection broke off{}", io_cause(&error)))
@@ -72,6 +72,11 @@ where
             ),
         ),
     }
+}
+
+/// A request took longer than one may.
+pub(super) fn unanswered<E>() -> Failure<E> {
+    Failure::new(Class::Lost, ErrorKind::Timeout, "DynamoDB did not answer in time")
 }
 
 /// The call's time is over in the middle of a request.

@@ -1,6 +1,6 @@
 //! Auto scaling: a table and its indexes are registered with Application Auto Scaling, which keeps the units in use near a
 //! percentage of those provisioned. It is another service with permissions of its own, so it is asked only where the
-//! configuration wants it, by a few requests one after another, each at a pace of its own.
+//! configuration wants it, by a few requests one after another, at a pace of its own.
 
 use aws_sdk_applicationautoscaling::types::{
     MetricType, PolicyType, PredefinedMetricSpecification, ScalableDimension, ServiceNamespace,
@@ -9,8 +9,7 @@ use aws_sdk_applicationautoscaling::types::{
 use larder_model::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
-use super::client::{Clients, send};
-use super::pace::Pace;
+use super::client::{Clients, Scaling, send};
 use super::{TableSpec, TableStatus, Tables};
 use crate::config::AutoScaling;
 
@@ -128,44 +127,42 @@ fn bounds(scaling: &AutoScaling) -> String {
 }
 
 async fn registered(
-    client: &aws_sdk_applicationautoscaling::Client,
+    client: &Scaling,
     resource: &str,
     dimension: &ScalableDimension,
     deadline: Instant,
 ) -> Result<Registered> {
-    let request = client.describe_scalable_targets().service_namespace(SERVICE).resource_ids(resource);
+    let request = client.requests.describe_scalable_targets().service_namespace(SERVICE).resource_ids(resource);
     let request = request.scalable_dimension(dimension.clone());
-    let targets = send(&Pace::new(), deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+    let targets =
+        send(&client.to_scaling, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
     let target = targets.scalable_targets.unwrap_or_default().into_iter().next();
     let Some(target) = target else { return Ok(Registered::default()) };
-    let request = client.describe_scaling_policies().service_namespace(SERVICE).resource_id(resource);
+    let request = client.requests.describe_scaling_policies().service_namespace(SERVICE).resource_id(resource);
     let request = request.scalable_dimension(dimension.clone());
-    let policies = send(&Pace::new(), deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+    let policies =
+        send(&client.to_scaling, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
     let configurations = policies.scaling_policies.unwrap_or_default().into_iter();
     let percent =
         configurations.filter_map(|it| Some(it.target_tracking_scaling_policy_configuration?.target_value)).next();
     Ok(Registered { bounds: Some((target.min_capacity, target.max_capacity)), percent })
 }
 
-async fn register(
-    client: &aws_sdk_applicationautoscaling::Client,
-    resource: &str,
-    dimension: &Dimension,
-    deadline: Instant,
-) -> Result<()> {
+async fn register(client: &Scaling, resource: &str, dimension: &Dimension, deadline: Instant) -> Result<()> {
     let request = client
+        .requests
         .register_scalable_target()
         .service_namespace(SERVICE)
         .resource_id(resource)
         .scalable_dimension(dimension.dimension.clone())
         .min_capacity(dimension.least)
         .max_capacity(dimension.most);
-    let sent = send(&Pace::new(), deadline, || request.clone().send()).await;
+    let sent = send(&client.to_scaling, deadline, || request.clone().send()).await;
     sent.map(drop).map_err(|failed| failed.of_write())
 }
 
 async fn follow(
-    client: &aws_sdk_applicationautoscaling::Client,
+    client: &Scaling,
     resource: &str,
     dimension: &Dimension,
     percent: u32,
@@ -179,6 +176,7 @@ async fn follow(
         .build()
         .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
     let request = client
+        .requests
         .put_scaling_policy()
         // As the console of AWS names it, which so shows and replaces this one.
         .policy_name(format!("{}:{resource}", dimension.metric.as_str()))
@@ -187,6 +185,6 @@ async fn follow(
         .scalable_dimension(dimension.dimension.clone())
         .policy_type(PolicyType::TargetTrackingScaling)
         .target_tracking_scaling_policy_configuration(tracking);
-    let sent = send(&Pace::new(), deadline, || request.clone().send()).await;
+    let sent = send(&client.to_scaling, deadline, || request.clone().send()).await;
     sent.map(drop).map_err(|failed| failed.of_write())
 }

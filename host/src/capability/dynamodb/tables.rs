@@ -80,8 +80,9 @@ impl Tables {
         let mut last = None;
         loop {
             let request = clients.tables.list_tables().set_exclusive_start_table_name(last);
-            let page =
-                send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+            let page = send(&clients.to_tables, deadline, || request.clone().send())
+                .await
+                .map_err(|failed| failed.of_read())?;
             let page_names = page.table_names.unwrap_or_default();
             names.extend(page_names.iter().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned));
             last = page.last_evaluated_table_name;
@@ -93,7 +94,7 @@ impl Tables {
 
     async fn find(&self, clients: &Clients, table: &str, deadline: Instant) -> Result<Option<Found>> {
         let request = clients.tables.describe_table().table_name(table);
-        match send(&clients.pace, deadline, || request.clone().send()).await {
+        match send(&clients.to_tables, deadline, || request.clone().send()).await {
             Ok(answer) => Ok(answer.table.map(found)),
             Err(failed) if errors::code_of(&failed) == Some("ResourceNotFoundException") => Ok(None),
             Err(failed) => Err(failed.of_read()),
@@ -124,7 +125,7 @@ impl Tables {
                 None => BillingMode::PayPerRequest,
             })
             .set_provisioned_throughput(throughput);
-        match send(&clients.pace, deadline, || request.clone().send()).await {
+        match send(&clients.to_tables, deadline, || request.clone().send()).await {
             // Somebody else makes it, or an earlier sending of this did.
             Err(failed) if errors::code_of(&failed) == Some("ResourceInUseException") => Ok(()),
             Err(failed) => Err(failed.of_write()),
@@ -148,7 +149,7 @@ impl Tables {
         let update = GlobalSecondaryIndexUpdate::builder().create(action.build().map_err(unmade)?).build();
         let request = clients.tables.update_table().table_name(table).global_secondary_index_updates(update);
         let request = request.set_attribute_definitions(Some(definitions([key])?));
-        let sent = send(&clients.pace, deadline, || request.clone().send()).await;
+        let sent = send(&clients.to_tables, deadline, || request.clone().send()).await;
         sent.map(drop).map_err(|failed| failed.of_write())
     }
 

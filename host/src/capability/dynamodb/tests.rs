@@ -7,10 +7,11 @@ use std::thread;
 
 use larder_model::Retry;
 
-use super::pace::Pace;
+use super::client::{Scaling, Sending};
 use super::*;
 use crate::config::{AutoScaling, Provisioned};
 
+const TIMEOUT: Duration = Duration::from_secs(10);
 const HINT: &str = "LARDER_TEST_DYNAMODB names no engine: run the tests with `cargo xtask test`";
 
 fn engine() -> String {
@@ -31,7 +32,7 @@ fn grant(endpoint: &str) -> DynamodbGrant {
 }
 
 fn tables(grant: DynamodbGrant) -> Tables {
-    Tables::new(grant, ["t".to_owned(), "u".to_owned()].into(), Duration::from_secs(10))
+    Tables::new(grant, ["t".to_owned(), "u".to_owned()].into(), TIMEOUT)
 }
 
 fn key_schema(hash: &str, range: Option<&str>) -> KeySchema {
@@ -204,8 +205,11 @@ async fn scaled(mut grant: DynamodbGrant, auto_scaling: AutoScaling) -> Tables {
     let tables = tables(grant);
     let clients = Clients {
         tables: aws_sdk_dynamodb::Client::new(&config),
-        scaling: Some(aws_sdk_applicationautoscaling::Client::new(&config)),
-        pace: Pace::new(),
+        scaling: Some(Scaling {
+            requests: aws_sdk_applicationautoscaling::Client::new(&config),
+            to_scaling: Sending::new(TIMEOUT),
+        }),
+        to_tables: Sending::new(TIMEOUT),
     };
     assert!(tables.shared.clients.set(clients).is_ok());
     tables

@@ -48,12 +48,12 @@ impl Tables {
                 let request = clients.tables.put_item();
                 let request = request
                     .table_name(self.table(&collection)?)
-                    .set_item(Some(item.clone()))
+                    .set_item(Some(item))
                     .set_condition_expression(text)
                     .set_expression_attribute_names(names)
                     .set_expression_attribute_values(placed)
                     .return_values_on_condition_check_failure(REFUSED_ITEM);
-                match send(&clients.pace, deadline, || request.clone().send()).await {
+                match send(&clients.to_tables, deadline, || request.clone().send()).await {
                     Ok(_) => Ok(Written::Done),
                     Err(failed) => {
                         use aws_sdk_dynamodb::operation::put_item::PutItemError::ConditionalCheckFailedException as Refused;
@@ -61,7 +61,8 @@ impl Tables {
                             Some(Refused(refused)) => refused.item.clone(),
                             _ => return Err(failed.of_write()),
                         };
-                        let is_ours = stored.as_ref().is_some_and(|stored| values::is_same_item(stored, &item));
+                        let sent = request.get_item().as_ref();
+                        let is_ours = stored.as_ref().zip(sent).is_some_and(|(a, b)| values::is_same_item(a, b));
                         refused(stored, failed.is_doubtful, is_ours)
                     }
                 }
@@ -77,7 +78,7 @@ impl Tables {
                     .set_expression_attribute_names(names)
                     .set_expression_attribute_values(placed)
                     .return_values_on_condition_check_failure(REFUSED_ITEM);
-                match send(&clients.pace, deadline, || request.clone().send()).await {
+                match send(&clients.to_tables, deadline, || request.clone().send()).await {
                     Ok(_) => Ok(Written::Done),
                     Err(failed) => {
                         use aws_sdk_dynamodb::operation::delete_item::DeleteItemError::ConditionalCheckFailedException as Refused;
@@ -142,7 +143,7 @@ impl Tables {
         let mut backoff = Backoff::until(deadline);
         let (mut conflicts, mut was_doubtful) = (0, false);
         loop {
-            let failed = match send(&clients.pace, deadline, || request.clone().send()).await {
+            let failed = match send(&clients.to_tables, deadline, || request.clone().send()).await {
                 Ok(_) => return Ok(vec![Written::Done; count]),
                 Err(failed) => failed,
             };
@@ -284,7 +285,7 @@ async fn put_chunk(clients: &Clients, table: &str, mut left: Vec<WriteRequest>, 
     loop {
         let count = left.len();
         let request = clients.tables.batch_write_item().request_items(table, left);
-        let answer = send(&clients.pace, deadline, || request.clone().send()).await.map_err(|failed| {
+        let answer = send(&clients.to_tables, deadline, || request.clone().send()).await.map_err(|failed| {
             let is_doubtful = failed.is_doubtful || count < all;
             Failed { is_doubtful, ..failed }.of_write()
         })?;
@@ -292,7 +293,7 @@ async fn put_chunk(clients: &Clients, table: &str, mut left: Vec<WriteRequest>, 
             Some(items) if !items.is_empty() => items,
             _ => return Ok(()),
         };
-        clients.pace.throttled();
+        clients.to_tables.pace.throttled();
         if left.len() < count {
             backoff.reset();
         }
