@@ -353,7 +353,8 @@ impl<F: Files> Scanner<'_, F> {
                     self.at += values.byte_offset();
                     return Ok(taken);
                 }
-                Some(Err(error)) if error.is_eof() && !self.ended => {}
+                // What was read may end in the middle of anything. Of a number serde_json then says that it is none.
+                Some(Err(error)) if !self.ended && (error.is_eof() || at_of(&error, rest) + 1 >= rest.len()) => {}
                 Some(Err(error)) => {
                     let at = self.position();
                     // What is not UTF-8 is told apart from what is not JSON.

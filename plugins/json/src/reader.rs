@@ -11,7 +11,7 @@ use larder_model::{Error, ErrorKind, Result};
 use crate::gzip;
 
 /// Read at once where what follows is wanted too.
-const PIECE_BYTES: usize = 1 << 20;
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// Compressed bytes given to a decoder at once: they may be a thousand times as much text.
 const FEED_BYTES: usize = 16 << 10;
 /// Parts that lie no further apart are read as one.

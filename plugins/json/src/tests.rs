@@ -21,6 +21,7 @@ use larder_model::{
 use serde_json::Value;
 
 use crate::JsonStore;
+use crate::reader::PIECE_BYTES;
 
 /// `Files` over `std::fs`. It can be made to fail at a later commit of a replacement.
 #[derive(Clone, Default)]
@@ -368,6 +369,28 @@ fn what_is_no_document_is_corrupt_and_never_overwritten() {
     fs::write(place.disk.root.join(DOCUMENT), b"{\n \"\xff\": 1}").unwrap();
     let error = place.open(SINGLE).get("requests", &[]).unwrap_err();
     assert!(error.message.contains("UTF-8 at line 2 column 3"), "{error}");
+}
+
+#[test]
+fn a_document_is_read_wherever_a_piece_of_it_ends() {
+    let body = r#"{"request_id":"a","é":"\u00e9\ud83d\ude00\\","b":-1.5e-400,"c":[true,false,null,{"d":-0.25E+7}]}"#;
+    let head = r#"{"requests":{"a":"#;
+    for cut in 0..=body.len() {
+        let place = place();
+        let padding = " ".repeat(PIECE_BYTES - head.len() - cut);
+        place.write(DOCUMENT, &format!("{head}{padding}{body}}}}}"));
+        assert_eq!(get(&mut place.open(SINGLE), "requests", "a").as_deref(), Some(body), "cut after {cut} bytes");
+    }
+    // What is none stays none there, with its place.
+    for wrong in ["-}", "1.}", "1e}", "1e-}", "01}", "tru}"] {
+        let place = place();
+        let padding = " ".repeat(PIECE_BYTES - head.len() - 6 - wrong.len() + 1);
+        place.write(DOCUMENT, &format!("{head}{padding}{{\"b\": {wrong}}}}}"));
+        let error = place.open(SINGLE).get("requests", &["a".to_owned()]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{wrong}");
+        let column: usize = error.message.rsplit("column ").next().unwrap().split(';').next().unwrap().parse().unwrap();
+        assert!(column.abs_diff(PIECE_BYTES) <= 3, "{wrong}: {error}");
+    }
 }
 
 #[test]
