@@ -35,8 +35,8 @@ use crate::measure::{Times, take_turns, timed};
 use crate::report::{Row, Section};
 
 /// How often one of each is done in a turn.
-const GETS: usize = 500;
-const SAVES: usize = 200;
+const GETS: usize = 2_000;
+const SAVES: usize = 1_000;
 const SAVES_QUICK: usize = 50;
 
 /// A get or a save takes at most this many times what the same calls take without larder,

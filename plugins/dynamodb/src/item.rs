@@ -147,6 +147,67 @@ pub(crate) fn decode(table: &Table, item: &Item) -> Result<Map<String, Value>> {
     Ok(members)
 }
 
+/// Of the members that an item holds those that a write looks at: the stamps. The others are looked at as [`decode`] does,
+/// so that nothing is written over that cannot be read.
+pub(crate) fn decode_stamps(table: &Table, item: &Item) -> Result<Map<String, Value>> {
+    let stamps = &table.collection.stamps;
+    let is_stamp = |name: &str| {
+        name == stamps.version || [&stamps.created, &stamps.updated].into_iter().flatten().any(|stamp| stamp == name)
+    };
+    let mut members = Map::new();
+    for (name, attribute) in item {
+        let is_scalar = matches!(attribute, Attribute::Text(_) | Attribute::Boolean(_) | Attribute::Null);
+        if name == EXACT {
+            return decode(table, item);
+        }
+        if is_scalar && !is_stamp(name) {
+            continue;
+        }
+        match read(attribute) {
+            Ok(value) if is_stamp(name) => members.insert(name.clone(), value),
+            Ok(_) => None,
+            Err(_) => return decode(table, item),
+        };
+    }
+    Ok(members)
+}
+
+/// The entity that an item holds.
+pub(crate) fn entity_of(table: &Table, item: &Item) -> Result<Entity> {
+    match plain(table, item) {
+        Some(entity) => Ok(entity),
+        None => Ok(entity(table, item)?.0),
+    }
+}
+
+/// The same of an item whose attributes say all and are scalars in the order of their names, as most are.
+fn plain(table: &Table, item: &Item) -> Option<Entity> {
+    if !item.is_sorted_by(|(a, _), (b, _)| a < b) {
+        return None;
+    }
+    let mut body = Vec::with_capacity(item.iter().map(|(name, _)| name.len() + 48).sum());
+    let mut version = Map::new();
+    for (i, (name, attribute)) in item.iter().enumerate() {
+        body.push(if i == 0 { b'{' } else { b',' });
+        serde_json::to_writer(&mut body, name).ok()?;
+        body.push(b':');
+        match attribute {
+            _ if name == EXACT => return None,
+            Attribute::Text(text) => serde_json::to_writer(&mut body, text).ok()?,
+            Attribute::Number(text) => body.extend_from_slice(number::read(text)?.as_bytes()),
+            Attribute::Boolean(value) => body.extend_from_slice(if *value { b"true" } else { b"false" }),
+            Attribute::Null => body.extend_from_slice(b"null"),
+            Attribute::Binary(_) | Attribute::Document(_) => return None,
+        }
+        if *name == table.collection.stamps.version {
+            version.insert(name.clone(), read(attribute).ok()?);
+        }
+    }
+    body.push(b'}');
+    let id = id_of(table, item)?.to_owned();
+    Some(Entity { id, version: entity::version_of(&table.collection, &version), body })
+}
+
 /// The entity that an item holds, with its members.
 pub(crate) fn entity(table: &Table, item: &Item) -> Result<(Entity, Map<String, Value>)> {
     let members = decode(table, item)?;

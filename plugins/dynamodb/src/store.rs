@@ -137,7 +137,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
         let keys = ids.iter().map(|id| table.key(id)).collect();
         let items =
             self.reading(collection, self.dynamodb.get_items(collection, keys, self.config.consistent_reads))?;
-        let entity = |item: Option<Item>| item.map(|item| Ok(item::entity(table, &item)?.0)).transpose();
+        let entity = |item: Option<Item>| item.map(|item| item::entity_of(table, &item)).transpose();
         items.into_iter().map(entity).collect()
     }
 
@@ -271,7 +271,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
                     batch.next = after.map(String::into_bytes);
                     return Ok(batch);
                 }
-                let (entity, _) = item::entity(table, &item)?;
+                let entity = item::entity_of(table, &item)?;
                 after = Some(entity.id.clone());
                 bytes = bytes.saturating_add(entity.body.len() as u32);
                 batch.entities.push(entity);

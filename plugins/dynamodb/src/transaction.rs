@@ -117,7 +117,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
             }
             let kept = transaction.reading(collection, id).map(|reading| &reading.item);
             let item = kept.or_else(|| fresh.get(id.as_str())).and_then(Option::as_ref);
-            item.map(|item| Ok(item::entity(table, item)?.0)).transpose()
+            item.map(|item| item::entity_of(table, item)).transpose()
         };
         ids.iter().map(read).collect()
     }

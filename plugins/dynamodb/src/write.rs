@@ -31,6 +31,7 @@ const ATTEMPTS_MAX: usize = 16;
 
 /// What is stored under an id.
 pub(crate) struct Stored {
+    /// The stamps, and maybe others.
     pub(crate) members: Map<String, Value>,
     pub(crate) mark: Mark,
 }
@@ -42,7 +43,7 @@ pub(crate) struct Mark(Vec<(String, Option<Attribute>)>);
 
 impl Stored {
     pub(crate) fn of(table: &Table, item: &Item) -> Result<Stored> {
-        Ok(Stored { members: item::decode(table, item)?, mark: Mark::of(&table.collection, item) })
+        Ok(Stored { members: item::decode_stamps(table, item)?, mark: Mark::of(&table.collection, item) })
     }
 }
 

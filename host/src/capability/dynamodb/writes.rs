@@ -32,8 +32,13 @@ type RawItem = HashMap<String, AttributeValue>;
 
 impl Tables {
     /// Each by itself, side by side and in no order: no item may come twice.
-    pub async fn write_items(&self, actions: Vec<Action>) -> Result<Vec<Result<Written>>> {
+    pub async fn write_items(&self, mut actions: Vec<Action>) -> Result<Vec<Result<Written>>> {
         self.clients().await?;
+        if actions.len() == 1
+            && let Some(action) = actions.pop()
+        {
+            return Ok(vec![self.write_item(action).await]);
+        }
         let results = actions.into_iter().map(|action| self.write_item(action));
         Ok(stream::iter(results).buffered(WRITES_SIDE_BY_SIDE).collect().await)
     }
