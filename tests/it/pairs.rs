@@ -78,9 +78,10 @@ fn check_from(kind: &str) {
     folder.larder(&["migrate", "--from", "given", "--to", "source"]).exits(0);
     for target in targets {
         if target == "dynamodb" {
-            for id in &large {
-                folder.larder(&["delete", "templates", "--store", "source", "--", id]).exits(0);
-            }
+            let ids = large.iter().map(String::as_str);
+            folder
+                .larder(&["delete", "templates", "--store", "source", "--"].into_iter().chain(ids).collect::<Vec<_>>())
+                .exits(0);
             forget(&mut document, &large);
         }
         let run = folder.larder(&["migrate", "--from", "source", "--to", target, "--format", "json"]).exits(0);
