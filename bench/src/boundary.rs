@@ -199,6 +199,10 @@ impl<'a> Component<'a> {
         let repository = runtime.block_on(host.open(None))?;
         Ok(Component { runtime, host, repository })
     }
+
+    pub(crate) fn repository(&self) -> Repository {
+        self.repository.clone()
+    }
 }
 
 impl Side for Component<'_> {

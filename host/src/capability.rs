@@ -10,6 +10,7 @@ pub mod faults;
 pub mod files;
 pub(crate) mod http;
 pub(crate) mod network;
+mod revision;
 pub mod sql;
 
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ use dynamodb::{Attribute, Tables};
 use files::{Directory, FileStat, Lock, LockMode, Replacement};
 use http::Origins;
 use network::{Hosts, Refusal};
+pub(crate) use revision::Revision;
 use sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
 
 /// What one store borrows. Clones are the same loan.
@@ -54,6 +56,18 @@ impl Lent {
     /// Whether what is used is somewhere else, so that who waits for it leaves the processor to others.
     pub(crate) fn is_remote(&self) -> bool {
         self.server.is_some() || self.tables.is_some() || self.hosts.is_some()
+    }
+
+    /// What tells one state of all that is lent from the next, where that is files of this machine alone.
+    pub(crate) async fn revision(&self) -> Option<Revision> {
+        if self.is_remote() {
+            return None;
+        }
+        match (&self.files, &self.sql) {
+            (Some(directory), None) => directory.revision().await,
+            (None, Some(database)) => database.revision(),
+            _ => None,
+        }
     }
 
     /// Makes the capabilities that the grants describe. Nothing is opened before it is used.

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use larder_model::{Collection, Existing};
 use sha2::{Digest as _, Sha256};
 
+use crate::capability::Revision;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::text::one_line;
@@ -219,6 +220,8 @@ struct Migration<'a> {
     reports: Vec<CollectionReport>,
     /// Of each collection of the source as it was when it was validated.
     raw: Vec<Sum>,
+    /// Of the source before that, where it has one.
+    revision: Option<Revision>,
     /// Of each entity of the source as it was then, where there is a place for it.
     seen: Option<Seen>,
     held: Held,
@@ -286,6 +289,7 @@ pub async fn migrate(
             .map(|it| CollectionReport { name: it.name.clone(), ..CollectionReport::default() })
             .collect(),
         raw: vec![Sum::default(); collections.len()],
+        revision: None,
         seen: None,
         held: Held::default(),
         left_out: LeftOut::default(),

@@ -63,10 +63,10 @@ use larder_model::{
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use crate::capability::Lent;
 use crate::capability::faults::Faults;
 use crate::capability::files::Directory;
 use crate::capability::sql::Database;
+use crate::capability::{Lent, Revision};
 use crate::config::{self, PluginSettings};
 use crate::error::{Error, Kind, Result};
 use crate::plugin::Plugin;
@@ -552,6 +552,15 @@ impl Repository {
     /// See [`Lent::is_remote`].
     pub(crate) fn is_remote(&self) -> bool {
         self.store.lent.is_remote()
+    }
+
+    /// What tells one state of the store from the next without reading it, where something does, see [`Lent::revision`].
+    pub(crate) async fn revision(&self) -> Option<Revision> {
+        // What was loaded may be in no file before it is flushed.
+        if !locked(&self.store.loads).is_empty() {
+            return None;
+        }
+        self.store.lent.revision().await
     }
 
     pub(crate) fn settings(&self) -> &PluginSettings {

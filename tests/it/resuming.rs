@@ -359,19 +359,34 @@ fn a_rate_is_kept() {
 
 #[test]
 fn a_change_of_the_source_meanwhile_is_found_and_named() {
-    let folder = folder_for(&larder_samples::machines(1000, SEED), "sql");
-    let mut running = Running::start(&folder, "json", "sql", SLOWLY);
-    running.moved(100);
-    folder.larder_with(&["patch", "templates", "template-000001"], r#"{"name": "Renamed"}"#).exits(0);
-    let (code, stderr, _) = running.end();
-    assert_eq!(code, 1, "{stderr}");
-    let error = crate::support::object(stderr.lines().last().unwrap());
-    assert_eq!(error["message"], "templates: the source changed while it was migrated");
-    let causes = error["causes"].to_string();
-    assert!(causes.contains("templates `template-000001`: different in `name`, `updated_at`, `version`"), "{causes}");
-    assert!(error["hint"].as_str().unwrap().contains("--restart"), "{error:?}");
-    migrate(&folder, "json", "sql", &["--restart", "--existing", "overwrite", "--no-backup"]).exits(0);
-    folder.larder(&["verify", "--from", "json", "--to", "sql"]).exits(0);
+    let document = larder_samples::machines(1000, SEED);
+    // Of files that were left alone for some seconds, their times tell whether they changed, and else their content does.
+    for (from, to, are_left_alone) in [("json", "sql", false), ("json", "sql", true), ("sql", "split", true)] {
+        let folder = folder_for(&document, "sql");
+        if from == "sql" {
+            migrate(&folder, "json", from, &["--no-backup"]).exits(0);
+        }
+        if are_left_alone {
+            std::thread::sleep(Duration::from_secs(4));
+        }
+        let mut running = Running::start(&folder, from, to, SLOWLY);
+        running.moved(100);
+        folder
+            .larder_with(&["patch", "templates", "template-000001", "--store", from], r#"{"name": "Renamed"}"#)
+            .exits(0);
+        let (code, stderr, _) = running.end();
+        assert_eq!(code, 1, "{stderr}");
+        let error = crate::support::object(stderr.lines().last().unwrap());
+        assert_eq!(error["message"], "templates: the source changed while it was migrated");
+        let causes = error["causes"].to_string();
+        assert!(
+            causes.contains("templates `template-000001`: different in `name`, `updated_at`, `version`"),
+            "{causes}"
+        );
+        assert!(error["hint"].as_str().unwrap().contains("--restart"), "{error:?}");
+        migrate(&folder, from, to, &["--restart", "--existing", "overwrite", "--no-backup"]).exits(0);
+        folder.larder(&["verify", "--from", from, "--to", to]).exits(0);
+    }
 }
 
 #[test]

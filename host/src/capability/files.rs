@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use super::Revision;
 use cap_std::{
     ambient_authority,
     fs::{Dir, Metadata, MetadataExt, OpenOptions, OpenOptionsExt, PermissionsExt},
@@ -571,6 +572,12 @@ impl Directory {
         }
         let Some(dir) = self.dir()? else { return Ok(Vec::new()) };
         self.blocking(move || list(&dir, &folder, &name_prefix)).await
+    }
+
+    /// Of all that lies in the directory, see [`Revision`].
+    pub(crate) async fn revision(&self) -> Option<Revision> {
+        let dir = self.dir().ok()??;
+        self.blocking(move || Ok(Revision::of_directory(&dir))).await.ok()?
     }
 
     /// `files.free-space`.

@@ -15,6 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use larder_model::{Error, ErrorKind, Isolation, Result};
 
+use super::Revision;
 pub(crate) use postgres::{Encryption, PostgresSettings};
 pub(crate) use sqlite::SqliteSettings;
 
@@ -107,6 +108,14 @@ impl Database {
         match &self.backend {
             Backend::Sqlite(store) => store.size().map(Some),
             Backend::Postgres(store) => store.size().await,
+        }
+    }
+
+    /// Of the file of a database, where that is one.
+    pub(crate) fn revision(&self) -> Option<Revision> {
+        match &self.backend {
+            Backend::Sqlite(store) => store.revision(),
+            Backend::Postgres(_) => None,
         }
     }
 

@@ -229,7 +229,8 @@ fn differing_members(one: &Map<String, Value>, other: &Map<String, Value>) -> Ve
 
 impl Migration<'_> {
     /// Reads the target back. Where it was empty before, it must hold exactly the source; else the entities of the
-    /// source must be there, and those alone are compared. The source must still be what was validated.
+    /// source must be there, and those alone are compared. The source must still be what was validated: where its revision
+    /// does not tell, it is read again.
     pub(super) async fn verify(&mut self) -> Result<()> {
         let since = Instant::now();
         let (source, target, workers) = (self.source, self.target, self.options.workers);
@@ -243,12 +244,19 @@ impl Migration<'_> {
                 self.compare_moved(position).await?
             } else {
                 let left_out = LeftOut::default();
+                let revision = self.revision.clone();
+                let look_again = async {
+                    match source.revision().await {
+                        Some(now) if Some(&now) == revision.as_ref() => Ok(raw_before),
+                        _ => digest::of_raw(source, &name).await,
+                    }
+                };
                 let (found, raw) = tokio::join!(
                     digest::of(target, &name, workers, &left_out, |count| {
                         self.advance(Step::Verify, position, count);
                         self.check_stop()
                     }),
-                    digest::of_raw(source, &name)
+                    look_again
                 );
                 (found?, raw?, Differences::default())
             };

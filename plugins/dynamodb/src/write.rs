@@ -26,6 +26,10 @@ pub(crate) const ACTIONS_MAX: usize = 100;
 /// Bytes of all items of such a transaction.
 const TRANSACTION_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes of bodies that are kept as they were parsed, between the check of all writes of a call and the first of them that is
+/// sent. Further ones are parsed again: parsed they take several times their bytes.
+const PARSED_BYTES_MAX: usize = 4 << 20;
+
 /// How often a write is tried again that met others. Each time at least one of those got through.
 const ATTEMPTS_MAX: usize = 16;
 
@@ -135,6 +139,44 @@ fn check(table: &Table, write: &Write) -> Result<Option<Map<String, Value>>> {
     }
 }
 
+/// Writes of one call with their bodies, each of which is parsed before anything is looked up and used once after it.
+struct Checked<'a> {
+    writes: &'a [Write],
+    bodies: Vec<Option<Map<String, Value>>>,
+    bytes: usize,
+}
+
+impl<'a> Checked<'a> {
+    fn new(writes: &'a [Write]) -> Checked<'a> {
+        Checked { writes, bodies: writes.iter().map(|_| None).collect(), bytes: 0 }
+    }
+
+    fn check(&mut self, table: &Table, i: usize) -> Result<()> {
+        let body = check(table, &self.writes[i])?;
+        if let Write::Put(put) = &self.writes[i]
+            && self.bytes + put.body.len() <= PARSED_BYTES_MAX
+        {
+            self.bytes += put.body.len();
+            self.bodies[i] = body;
+        }
+        Ok(())
+    }
+
+    /// What the write makes of what is stored, see [`stage`].
+    fn stage(
+        &mut self,
+        table: &Table,
+        i: usize,
+        stored: Option<&Map<String, Value>>,
+        now: &str,
+    ) -> Result<(Outcome, Option<Map<String, Value>>)> {
+        match self.bodies[i].take() {
+            Some(body) => stage_checked(table, &self.writes[i], Some(body), stored, now),
+            None => stage(table, &self.writes[i], stored, now),
+        }
+    }
+}
+
 fn check_body(table: &Table, id: &str, body: &[u8]) -> Result<()> {
     match body.len() <= ENTITY_BYTES_MAX {
         true => Ok(()),
@@ -226,8 +268,11 @@ impl<D: Dynamodb> DynamodbStore<D> {
     fn apply_atomically(&mut self, writes: &[Write], now: &str) -> Result<Vec<Result<Outcome>>> {
         entity::check_distinct(writes)?;
         check_transaction(writes.len(), 0)?;
+        let mut checked = Checked::new(writes);
         for (i, write) in writes.iter().enumerate() {
-            self.table(write.target().0).and_then(|table| check(table, write)).map_err(|error| error.at_write(i))?;
+            self.table(write.target().0)
+                .and_then(|table| checked.check(table, i))
+                .map_err(|error| error.at_write(i))?;
         }
         if writes.is_empty() {
             return Ok(Vec::new());
@@ -241,11 +286,11 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 let (collection, id) = write.target();
                 let table = self.table(collection)?;
                 let stored = stored.as_ref();
-                let staged =
-                    stage(table, write, stored.map(|stored| &stored.members), now).and_then(|(outcome, after)| {
-                        let (action, bytes) = action(table, id, stored.map(|stored| &stored.mark), after.as_ref())?;
-                        Ok((outcome, action, bytes))
-                    });
+                let staged = checked.stage(table, i, stored.map(|stored| &stored.members), now);
+                let staged = staged.and_then(|(outcome, after)| {
+                    let (action, bytes) = action(table, id, stored.map(|stored| &stored.mark), after.as_ref())?;
+                    Ok((outcome, action, bytes))
+                });
                 let (outcome, action, item_bytes) = staged.map_err(|error| error.at_write(i))?;
                 outcomes.push(Ok(outcome));
                 actions.push(action);
@@ -267,14 +312,10 @@ impl<D: Dynamodb> DynamodbStore<D> {
     fn apply_each(&mut self, writes: &[Write], now: &str) -> Result<Vec<Result<Outcome>>> {
         let mut results: Vec<Option<Result<Outcome>>> = writes.iter().map(|_| None).collect();
         let mut waiting: Vec<usize> = Vec::with_capacity(writes.len());
-        let mut only = None;
+        let mut checked = Checked::new(writes);
         for (i, write) in writes.iter().enumerate() {
-            match self.table(write.target().0).and_then(|table| check(table, write)) {
-                Ok(body) => {
-                    waiting.push(i);
-                    // Those of many writes are not kept: they would be in memory all at once.
-                    only = body.filter(|_| writes.len() == 1);
-                }
+            match self.table(write.target().0).and_then(|table| checked.check(table, i)) {
+                Ok(()) => waiting.push(i),
                 Err(error) => results[i] = Some(Err(error)),
             }
         }
@@ -287,22 +328,22 @@ impl<D: Dynamodb> DynamodbStore<D> {
                     waiting.into_iter().partition(|&i| targets.insert(writes[i].target()))
                 }
             };
-            self.apply_round(writes, round, &mut only, now, &mut results)?;
+            self.apply_round(&mut checked, round, now, &mut results)?;
             waiting = later;
         }
         let unanswered = || Err(Error::new(ErrorKind::Internal, "a write was not answered"));
         Ok(results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect())
     }
 
-    /// Writes of which no two are of one entity. `only` is what checking gave, where there is one.
+    /// Writes of which no two are of one entity.
     fn apply_round(
         &mut self,
-        writes: &[Write],
+        checked: &mut Checked,
         mut round: Vec<usize>,
-        only: &mut Option<Map<String, Value>>,
         now: &str,
         results: &mut [Option<Result<Outcome>>],
     ) -> Result<()> {
+        let writes = checked.writes;
         // What has been answered stays answered, whatever comes.
         let fails = |results: &mut [Option<Result<Outcome>>], round: &[usize], error: &Error| {
             for &i in round {
@@ -315,7 +356,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 Err(_) if round.len() > 1 => {
                     // A table may be missing, or an item be damaged: the others are written all the same.
                     for part in parts(writes, round) {
-                        self.apply_round(writes, part, only, now, results)?;
+                        self.apply_round(checked, part, now, results)?;
                     }
                     return Ok(());
                 }
@@ -329,11 +370,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 let (collection, id) = writes[i].target();
                 let table = self.table(collection)?;
                 let (members, mark) = (stored.as_ref().map(|it| &it.members), stored.as_ref().map(|it| &it.mark));
-                let staged = match only.take() {
-                    Some(body) => stage_checked(table, &writes[i], Some(body), members, now),
-                    None => stage(table, &writes[i], members, now),
-                };
-                let staged = staged.and_then(|(outcome, after)| {
+                let staged = checked.stage(table, i, members, now).and_then(|(outcome, after)| {
                     // Where there is nothing and nothing is wanted, there is nothing to do.
                     let is_done = after.is_none() && mark.is_none();
                     let action = (!is_done).then(|| action(table, id, mark, after.as_ref())).transpose()?;

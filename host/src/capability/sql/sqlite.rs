@@ -28,6 +28,7 @@ use sqlx::{
 
 use guard::{Checked, Refusal};
 
+use super::super::Revision;
 use super::{
     Connections, Rows, SqlValue,
     pool::{self, Bounds, Connector},
@@ -147,9 +148,20 @@ impl Store {
         Ok(metadata.len() + fs::metadata(self.log_path()).map_or(0, |log| log.len()))
     }
 
+    /// Of the file, and of the log that commits go to before they go there.
+    pub(super) fn revision(&self) -> Option<Revision> {
+        Revision::of_files([self.settings.path.clone(), self.log_path(), self.beside("-journal")])
+    }
+
     fn log_path(&self) -> PathBuf {
-        let mut path = self.settings.path.clone().into_os_string();
-        path.push("-wal");
+        self.beside("-wal")
+    }
+
+    /// What SQLite keeps beside the file, which is beside what a link leads to.
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let path = &self.settings.path;
+        let mut path = fs::canonicalize(path).unwrap_or_else(|_| path.clone()).into_os_string();
+        path.push(suffix);
         path.into()
     }
 

@@ -87,6 +87,34 @@ async fn a_file_that_was_replaced_is_not_written_to_any_more() {
 }
 
 #[tokio::test]
+async fn a_commit_shows_in_the_revision_and_a_look_does_not() {
+    let folder = TempDir::new().unwrap();
+    fs::create_dir(folder.path().join("elsewhere")).unwrap();
+    let (link, file) = (folder.path().join("test.db"), folder.path().join("elsewhere/real.db"));
+    fs::write(&file, "").unwrap();
+    std::os::unix::fs::symlink("elsewhere/real.db", &link).unwrap();
+    let database = Database::open_sqlite(settings(&link));
+    run(&database, "CREATE TABLE t (n INTEGER)").await.unwrap();
+    assert_eq!(database.revision(), None, "it was changed just now");
+    let settle = || std::thread::sleep(Duration::from_secs(3));
+    settle();
+    let before = database.revision();
+    run(&database, "SELECT * FROM t").await.unwrap();
+    assert!(before.is_some() && database.revision() == before);
+
+    let mut transaction = database.begin_bulk().await.unwrap();
+    transaction.query("INSERT INTO t VALUES (1)", Vec::new(), REPLY_BYTES_MAX).await.unwrap();
+    transaction.commit().await.unwrap();
+    // What is not on the disk yet lies in the log beside the file that the link leads to.
+    assert_ne!(fs::metadata(folder.path().join("elsewhere/real.db-wal")).unwrap().len(), 0);
+    assert_eq!(database.revision(), None);
+    database.sync().await.unwrap();
+    settle();
+    let after = database.revision();
+    assert!(after.is_some() && after != before);
+}
+
+#[tokio::test]
 async fn what_is_no_database_is_reported_and_left_alone() {
     let directory = TempDir::new().unwrap();
     let at = |name: &str| Database::open_sqlite(settings(&directory.path().join(name)));
