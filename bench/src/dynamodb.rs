@@ -219,11 +219,7 @@ pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Sect
 /// request would wake another thread twice, which takes as long as much of what is measured.
 fn in_task(runtime: &Runtime, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<Duration> {
     let started = Instant::now();
-    if std::env::var_os("BENCH_MAIN").is_some() {
-        runtime.block_on(work)?;
-    } else {
-        runtime.block_on(runtime.spawn(work))??;
-    }
+    runtime.block_on(runtime.spawn(work))??;
     Ok(started.elapsed())
 }
 
