@@ -14,6 +14,7 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
@@ -114,6 +115,8 @@ pub(super) async fn connect(grant: &DynamodbGrant, timeout: Duration) -> Result<
         .region(region)
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
+        // Each request has a deadline for its answer to the last byte; this would set further timers for each.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT_MAX.min(timeout)).build())
         .load()
         .await;
