@@ -171,11 +171,10 @@ impl Database {
         }
     }
 
-    /// Begins a transaction that writes, and that is durable after [`Database::sync`]. In SQLite, where one writes at a time,
-    /// it has the database from its first statement on.
+    /// Begins a transaction that writes, and that is durable after [`Database::sync`].
     pub async fn begin_bulk(&self) -> Result<Transaction> {
         match &self.backend {
-            Backend::Sqlite(store) => Ok(Transaction(Begun::SqliteBulk(store.bulk()))),
+            Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin_bulk().await?))),
             Backend::Postgres(store) => Ok(Transaction(Begun::Postgres(store.begin_bulk().await?))),
         }
     }
@@ -194,7 +193,6 @@ pub struct Transaction(Begun);
 
 enum Begun {
     Sqlite(sqlite::Transaction),
-    SqliteBulk(sqlite::Bulk),
     Postgres(postgres::Transaction),
 }
 
@@ -203,7 +201,6 @@ impl Transaction {
     pub async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &mut self.0 {
             Begun::Sqlite(transaction) => transaction.query(text, params, max_bytes).await,
-            Begun::SqliteBulk(transaction) => transaction.query(text, params, max_bytes).await,
             Begun::Postgres(transaction) => transaction.query(text, params, max_bytes).await,
         }
     }
@@ -212,7 +209,6 @@ impl Transaction {
     pub async fn attempt(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         match &mut self.0 {
             Begun::Sqlite(transaction) => transaction.query(text, params, max_bytes).await,
-            Begun::SqliteBulk(transaction) => transaction.query(text, params, max_bytes).await,
             Begun::Postgres(transaction) => transaction.attempt(text, params, max_bytes).await,
         }
     }
@@ -220,7 +216,7 @@ impl Transaction {
     /// Appends rows to a table, as whole lines in the text form of PostgreSQL's COPY.
     pub async fn copy_in(&mut self, table: &str, columns: &[String], data: Vec<u8>) -> Result<u64> {
         match &mut self.0 {
-            Begun::Sqlite(_) | Begun::SqliteBulk(_) => Err(Error::new(ErrorKind::Unsupported, "SQLite has no COPY")),
+            Begun::Sqlite(_) => Err(Error::new(ErrorKind::Unsupported, "SQLite has no COPY")),
             Begun::Postgres(transaction) => transaction.copy_in(table, columns, data).await,
         }
     }
@@ -229,7 +225,6 @@ impl Transaction {
     pub async fn commit(self) -> Result<()> {
         match self.0 {
             Begun::Sqlite(transaction) => transaction.commit().await,
-            Begun::SqliteBulk(transaction) => transaction.commit().await,
             Begun::Postgres(transaction) => transaction.commit().await,
         }
     }
@@ -238,7 +233,6 @@ impl Transaction {
     pub async fn rollback(self) -> Result<()> {
         match self.0 {
             Begun::Sqlite(transaction) => transaction.rollback().await,
-            Begun::SqliteBulk(transaction) => transaction.rollback().await,
             Begun::Postgres(transaction) => transaction.rollback().await,
         }
     }

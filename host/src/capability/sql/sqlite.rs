@@ -259,14 +259,13 @@ impl Store {
     /// Runs one statement by itself.
     pub(super) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         let text = guard::screen(text).map_err(|refusal| self.refuse(refusal))?;
-        let arguments = arguments(params)?;
         let opened = match self.opened(false)? {
             Some(opened) => opened,
             None => {
                 let mut lease = self.empty.lease().await?;
                 let (text, checked) = self.check(lease.connection(), text).await?;
                 if checked.read_only {
-                    let rows = self.run(&mut lease, text, checked, arguments, max_bytes).await;
+                    let rows = self.run(&mut lease, text, checked, params, max_bytes).await;
                     lease.give_back();
                     return rows;
                 }
@@ -280,7 +279,7 @@ impl Store {
             if !checked.read_only {
                 self.start_log(&opened, lease.connection()).await;
             }
-            self.run(&mut lease, text, checked, arguments, max_bytes).await
+            self.run(&mut lease, text, checked, params, max_bytes).await
         }
         .await;
         lease.give_back();
@@ -306,12 +305,8 @@ impl Store {
         Ok(transaction)
     }
 
-    /// One that writes and whose commit does not wait for the disk.
-    pub(super) fn bulk(self: &Arc<Self>) -> Bulk {
-        Bulk { store: Arc::clone(self), begun: None }
-    }
-
-    async fn begin_bulk(self: &Arc<Self>) -> Result<Transaction> {
+    /// Begins one that writes and whose commit does not wait for the disk.
+    pub(super) async fn begin_bulk(self: &Arc<Self>) -> Result<Transaction> {
         let opened = self.opened(true)?.expect("it was to be made");
         let lease = opened.bulk.lease().await?;
         let mut transaction = self.begin_on(lease, Some(&opened), false).await?;
@@ -395,16 +390,17 @@ impl Store {
         lease: &mut Lease,
         text: Arc<str>,
         checked: Checked,
-        arguments: SqliteArguments,
+        params: Vec<SqlValue>,
         max_bytes: u32,
     ) -> Result<Rows> {
-        if arguments.len() != checked.params_count {
+        if params.len() != checked.params_count {
             return Err(Error::invalid(format!(
                 "a statement of {} parameters was given {}",
                 checked.params_count,
-                arguments.len()
+                params.len()
             )));
         }
+        let arguments = arguments(params)?;
         let query = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(self.settings.query_cache);
         let limit = self.limit(lease);
         lease.broken = true;
@@ -467,10 +463,6 @@ impl Transaction {
     /// Runs one statement inside. An error of the statement alone, such as a broken constraint, undoes that statement
     /// and leaves the transaction as it was.
     pub(super) async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
-        self.query_with(text, arguments(params)?, max_bytes).await
-    }
-
-    async fn query_with(&mut self, text: &str, arguments: SqliteArguments, max_bytes: u32) -> Result<Rows> {
         if self.ended {
             return Err(self.has_ended());
         }
@@ -480,7 +472,7 @@ impl Transaction {
         if self.read_only && !checked.read_only {
             return Err(Error::new(ErrorKind::Denied, "a read-only transaction does not write"));
         }
-        let result = store.run(&mut self.lease, text, checked, arguments, max_bytes).await;
+        let result = store.run(&mut self.lease, text, checked, params, max_bytes).await;
         if result.is_err() {
             // Without this, what follows would run, and stay, outside of any transaction.
             self.ended = self.lease.broken || !is_in_transaction(self.lease.connection()).await;
@@ -529,39 +521,6 @@ impl Transaction {
             && bound_statements(self.lease.connection(), self.store.settings.timeout).await.is_ok()
         {
             self.lease.statement_time = None;
-        }
-    }
-}
-
-/// A transaction that writes many rows. There is one at a time, so it begins with its first statement: what makes the rows
-/// ready for that goes on while another one writes.
-pub(super) struct Bulk {
-    store: Arc<Store>,
-    begun: Option<Transaction>,
-}
-
-impl Bulk {
-    /// As [`Transaction::query`].
-    pub(super) async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
-        let arguments = arguments(params)?;
-        let transaction = match self.begun.take() {
-            Some(begun) => begun,
-            None => self.store.begin_bulk().await?,
-        };
-        self.begun.insert(transaction).query_with(text, arguments, max_bytes).await
-    }
-
-    pub(super) async fn commit(self) -> Result<()> {
-        match self.begun {
-            Some(begun) => begun.commit().await,
-            None => Ok(()),
-        }
-    }
-
-    pub(super) async fn rollback(self) -> Result<()> {
-        match self.begun {
-            Some(begun) => begun.rollback().await,
-            None => Ok(()),
         }
     }
 }

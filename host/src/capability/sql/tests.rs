@@ -115,28 +115,6 @@ async fn a_commit_shows_in_the_revision_and_a_look_does_not() {
 }
 
 #[tokio::test]
-async fn a_bulk_transaction_takes_the_database_with_its_first_statement() {
-    let (_directory, database) = with_table().await;
-    let insert = "INSERT INTO t VALUES (?, 1, NULL)";
-    let mut first = database.begin_bulk().await.unwrap();
-    first.query(insert, vec![text("a")], 0).await.unwrap();
-    // The pool lends one connection to those who write many rows.
-    let mut second = database.begin_bulk().await.unwrap();
-    assert_eq!(kind(second.query(insert, vec![text("b")], 0).await), ErrorKind::Timeout);
-    first.commit().await.unwrap();
-    second.query(insert, vec![text("b")], 0).await.unwrap();
-    assert_eq!(kind(second.query(insert, vec![text("b")], 0).await), ErrorKind::AlreadyExists);
-    second.rollback().await.unwrap();
-    for ended in
-        [database.begin_bulk().await.unwrap().commit().await, database.begin_bulk().await.unwrap().rollback().await]
-    {
-        ended.unwrap();
-    }
-    let found = run(&database, "SELECT id FROM t").await.unwrap();
-    assert_eq!(found.cells, [text("a")]);
-}
-
-#[tokio::test]
 async fn what_is_no_database_is_reported_and_left_alone() {
     let directory = TempDir::new().unwrap();
     let at = |name: &str| Database::open_sqlite(settings(&directory.path().join(name)));
