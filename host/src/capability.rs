@@ -31,7 +31,7 @@ use dynamodb::{Attribute, Tables};
 use files::{Directory, FileStat, Lock, LockMode, Replacement};
 use http::Origins;
 use network::{Hosts, Refusal};
-pub(crate) use revision::Revision;
+use revision::Revision;
 use sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
 
 /// What one store borrows. Clones are the same loan.
@@ -52,20 +52,40 @@ pub(crate) struct Lent {
     hosts: Option<String>,
 }
 
+/// Tells whether what was lent is as it was, without reading it.
+pub(crate) enum Watch {
+    Directory(Directory, Revision),
+    Database(sql::Watch),
+}
+
+impl Watch {
+    /// False where it cannot tell.
+    pub(crate) async fn saw_no_change(&mut self) -> bool {
+        match self {
+            Watch::Directory(directory, before) => directory.revision().await.is_some_and(|now| now == *before),
+            Watch::Database(watch) => watch.saw_no_change().await,
+        }
+    }
+}
+
 impl Lent {
     /// Whether what is used is somewhere else, so that who waits for it leaves the processor to others.
     pub(crate) fn is_remote(&self) -> bool {
         self.server.is_some() || self.tables.is_some() || self.hosts.is_some()
     }
 
-    /// What tells one state of all that is lent from the next, where that is files of this machine alone.
-    pub(crate) async fn revision(&self) -> Option<Revision> {
+    /// A watch over all that is lent, where that is one directory or the file of a database, and somebody can tell whether
+    /// it changes.
+    pub(crate) async fn watch(&self) -> Option<Watch> {
         if self.is_remote() {
             return None;
         }
         match (&self.files, &self.sql) {
-            (Some(directory), None) => directory.revision().await,
-            (None, Some(database)) => database.revision(),
+            (Some(directory), None) => {
+                let revision = directory.revision().await?;
+                Some(Watch::Directory(directory.clone(), revision))
+            }
+            (None, Some(database)) => database.watch().await.map(Watch::Database),
             _ => None,
         }
     }

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use larder_model::{Collection, Existing};
 use sha2::{Digest as _, Sha256};
 
-use crate::capability::Revision;
+use crate::capability::Watch;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::text::one_line;
@@ -220,8 +220,8 @@ struct Migration<'a> {
     reports: Vec<CollectionReport>,
     /// Of each collection of the source as it was when it was validated.
     raw: Vec<Sum>,
-    /// Of the source before that, where it has one.
-    revision: Option<Revision>,
+    /// Over the source since then, where there can be one.
+    watch: Option<Watch>,
     /// Of each entity of the source as it was then, where there is a place for it.
     seen: Option<Seen>,
     held: Held,
@@ -289,7 +289,7 @@ pub async fn migrate(
             .map(|it| CollectionReport { name: it.name.clone(), ..CollectionReport::default() })
             .collect(),
         raw: vec![Sum::default(); collections.len()],
-        revision: None,
+        watch: None,
         seen: None,
         held: Held::default(),
         left_out: LeftOut::default(),

@@ -66,7 +66,7 @@ use tokio::time::Instant;
 use crate::capability::faults::Faults;
 use crate::capability::files::Directory;
 use crate::capability::sql::Database;
-use crate::capability::{Lent, Revision};
+use crate::capability::{Lent, Watch};
 use crate::config::{self, PluginSettings};
 use crate::error::{Error, Kind, Result};
 use crate::plugin::Plugin;
@@ -554,13 +554,22 @@ impl Repository {
         self.store.lent.is_remote()
     }
 
-    /// What tells one state of the store from the next without reading it, where something does, see [`Lent::revision`].
-    pub(crate) async fn revision(&self) -> Option<Revision> {
-        // What was loaded may be in no file before it is flushed.
-        if !locked(&self.store.loads).is_empty() {
+    /// What tells whether the store changes from here on without reading it, where something does, see [`Lent::watch`].
+    pub(crate) async fn watch(&self) -> Option<Watch> {
+        if self.holds_loads() {
             return None;
         }
-        self.store.lent.revision().await
+        self.store.lent.watch().await
+    }
+
+    /// Whether the store is as it was when the watch began. False where that cannot be told.
+    pub(crate) async fn saw_no_change(&self, watch: &mut Watch) -> bool {
+        !self.holds_loads() && watch.saw_no_change().await
+    }
+
+    /// Whether what was loaded is perhaps in no file before it is flushed.
+    fn holds_loads(&self) -> bool {
+        !locked(&self.store.loads).is_empty()
     }
 
     pub(crate) fn settings(&self) -> &PluginSettings {

@@ -577,7 +577,7 @@ impl Directory {
     /// Of all that lies in the directory, see [`Revision`].
     pub(crate) async fn revision(&self) -> Option<Revision> {
         let dir = self.dir().ok()??;
-        self.blocking(move || Ok(Revision::of_directory(&dir))).await.ok()?
+        self.blocking(move || Ok(Revision::of(&dir))).await.ok()?
     }
 
     /// `files.free-space`.

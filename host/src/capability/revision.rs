@@ -1,16 +1,17 @@
-//! What tells one state of a store from the next without reading it: the files that hold it, each by its number, size and
-//! times. There is none for what lies elsewhere, and none while a file was changed a moment ago: the clock of a file system
-//! may give the next change the same time.
+//! What tells one state of a directory from the next without reading it: each file's number, size and times. There is none
+//! while a file was changed a moment ago, because the clock of a file system may give the next change the same time, and
+//! none where the system does not tell what a file server knows.
+//!
+//! No file is opened for it: a database may lie in the directory, and by closing its file a process loses the locks that
+//! SQLite holds on it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
-use rustix::fs::{AtFlags, OFlags, Stat};
-use rustix::io::Errno;
+use cap_std::fs::Dir;
 
-/// The longest that a file system's clock stands still: FAT's ticks every two seconds.
+/// The longest that a file system's clock stands still; FAT's ticks every two seconds.
 const TICK_MAX: Duration = Duration::from_secs(2);
 
 /// To look at more files than this takes about as long as to read them.
@@ -18,95 +19,79 @@ const FILES_MAX: usize = 1_000;
 /// Folders in folders.
 const DEPTH_MAX: usize = 8;
 
-/// The state of some files. What two that are equal were taken of has the same content.
+/// The state of all files in a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Revision(BTreeMap<PathBuf, FileState>);
 
 /// Device, number and size of a file, and the times at which its content and anything of it were changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FileState {
-    file: (u64, u64),
+    device: (u32, u32),
+    number: u64,
     size: u64,
-    times: [(i64, i64); 2],
+    times: [(i64, u32); 2],
 }
 
 impl FileState {
+    /// Of what lies there, and not of what a link leads to: that is in the directory too, or out of reach.
+    #[cfg(target_os = "linux")]
+    fn look(dir: &Dir, path: &Path) -> Option<FileState> {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+        // A file system of the network asks its server.
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+        let stat = statx(dir, path, flags, StatxFlags::BASIC_STATS).ok()?;
+        let times = [stat.stx_mtime, stat.stx_ctime].map(|time| (time.tv_sec, time.tv_nsec));
+        Some(FileState {
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            number: stat.stx_ino,
+            size: stat.stx_size,
+            times,
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn look(_dir: &Dir, _path: &Path) -> Option<FileState> {
+        None
+    }
+
     /// None where the next change might not show.
-    // How wide the system's numbers are differs from one to the next.
-    #[allow(clippy::unnecessary_cast)]
-    fn of(stat: &Stat) -> Option<FileState> {
-        let file = (stat.st_dev as u64, stat.st_ino as u64);
-        let size = stat.st_size as u64;
+    fn settled(self) -> Option<FileState> {
         // A change of an empty file shows in its size, and a lock file is opened time and again.
-        if size == 0 {
-            return Some(FileState { file, size, times: Default::default() });
+        if self.size == 0 {
+            return Some(FileState { times: Default::default(), ..self });
         }
-        let times =
-            [(stat.st_mtime as i64, stat.st_mtime_nsec as i64), (stat.st_ctime as i64, stat.st_ctime_nsec as i64)];
         let settled = SystemTime::now().checked_sub(TICK_MAX)?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-        let is_settled = times.iter().all(|(seconds, _)| *seconds < settled.as_secs() as i64);
-        is_settled.then_some(FileState { file, size, times })
+        let is_settled = self.times.iter().all(|(seconds, _)| *seconds < settled.as_secs() as i64);
+        is_settled.then_some(self)
     }
 }
 
 impl Revision {
-    /// Of all that lies in a directory.
-    pub(super) fn of_directory(dir: &Dir) -> Option<Revision> {
+    pub(super) fn of(dir: &Dir) -> Option<Revision> {
         let mut revision = Revision::default();
-        revision.add_folder(dir, Path::new("."), 0)?;
+        revision.add(dir, Path::new("."), 0)?;
         Some(revision)
     }
 
-    fn add_folder(&mut self, dir: &Dir, folder: &Path, depth: usize) -> Option<()> {
+    fn add(&mut self, dir: &Dir, folder: &Path, depth: usize) -> Option<()> {
         for entry in dir.read_dir(folder).ok()? {
             let entry = entry.ok()?;
             let path = folder.join(entry.file_name());
-            let kind = entry.file_type().ok()?;
-            if kind.is_dir() {
-                if depth == DEPTH_MAX {
-                    return None;
+            match entry.file_type().ok()?.is_dir() {
+                true if depth == DEPTH_MAX => return None,
+                true => self.add(dir, &path, depth + 1)?,
+                false if self.0.len() == FILES_MAX => return None,
+                false => {
+                    let state = FileState::look(dir, &path)?.settled()?;
+                    self.0.insert(path, state);
                 }
-                self.add_folder(dir, &path, depth + 1)?;
-                continue;
-            }
-            // What a link leads to is in here too, or is out of reach. A file is opened, because that is when a file system
-            // of the network looks again.
-            let stat = if kind.is_file() {
-                let mut options = OpenOptions::new();
-                options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
-                rustix::fs::fstat(dir.open_with(&path, &options).ok()?)
-            } else {
-                rustix::fs::statat(dir, &path, AtFlags::SYMLINK_NOFOLLOW)
-            };
-            self.add(path, &stat.ok()?)?;
-        }
-        Some(())
-    }
-
-    /// Of files of which some may not be there. They are not opened: by closing a file, a process loses the locks that
-    /// SQLite holds on it.
-    pub(super) fn of_files(paths: impl IntoIterator<Item = PathBuf>) -> Option<Revision> {
-        let mut revision = Revision::default();
-        for path in paths {
-            match rustix::fs::stat(&path) {
-                Ok(stat) => revision.add(path, &stat)?,
-                Err(Errno::NOENT) => {}
-                Err(_) => return None,
             }
         }
-        Some(revision)
-    }
-
-    fn add(&mut self, path: PathBuf, stat: &Stat) -> Option<()> {
-        if self.0.len() == FILES_MAX {
-            return None;
-        }
-        self.0.insert(path, FileState::of(stat)?);
         Some(())
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use std::fs::{self, FileTimes};
 
@@ -115,7 +100,7 @@ mod tests {
     use super::*;
 
     fn of(folder: &tempfile::TempDir) -> Option<Revision> {
-        Revision::of_directory(&Dir::open_ambient_dir(folder.path(), ambient_authority()).unwrap())
+        Revision::of(&Dir::open_ambient_dir(folder.path(), ambient_authority()).unwrap())
     }
 
     fn folder() -> tempfile::TempDir {
@@ -186,17 +171,5 @@ mod tests {
         assert!(of(&folder).is_some());
         fs::write(folder.path().join("one more"), "").unwrap();
         assert_eq!(of(&folder), None);
-    }
-
-    #[test]
-    fn files_that_are_not_there_count_too() {
-        let folder = folder();
-        settle();
-        let (file, log) = (folder.path().join("inner/document"), folder.path().join("log"));
-        let before = Revision::of_files([file.clone(), log.clone()]);
-        assert_eq!(before, Revision::of_files([file.clone()]));
-        fs::write(&log, "").unwrap();
-        let after = Revision::of_files([file, log]);
-        assert!(after.is_some() && after != before);
     }
 }

@@ -15,9 +15,8 @@ use std::{sync::Arc, time::Duration};
 
 use larder_model::{Error, ErrorKind, Isolation, Result};
 
-use super::Revision;
 pub(crate) use postgres::{Encryption, PostgresSettings};
-pub(crate) use sqlite::SqliteSettings;
+pub(crate) use sqlite::{SqliteSettings, Watch};
 
 /// Which SQL the database speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +110,10 @@ impl Database {
         }
     }
 
-    /// Of the file of a database, where that is one.
-    pub(crate) fn revision(&self) -> Option<Revision> {
+    /// Where the database is a file that is there: what tells whether anybody commits to it from here on.
+    pub(crate) async fn watch(&self) -> Option<Watch> {
         match &self.backend {
-            Backend::Sqlite(store) => store.revision(),
+            Backend::Sqlite(store) => store.watch().await.ok().flatten(),
             Backend::Postgres(_) => None,
         }
     }

@@ -183,7 +183,7 @@ impl Migration<'_> {
             self.tell(Event::Warned { message: format!("{message}; it is not moved") });
         }
         check_end(self.target, "writable").await?;
-        self.revision = self.source.revision().await;
+        self.watch = self.source.watch().await;
         let prepared = self.target.prepare(true, false).await?;
         let (mut broken, mut left_out) = (BrokenRules::default(), BrokenRules::default());
         let path = self.place.as_ref().map(|place| place.path_of("quarantine", &self.state.started, "jsonl"));

@@ -11,6 +11,7 @@ use super::digest::{self, BUCKETS, Digest, LeftOut, Sum, Term, bucket_of, hash};
 use super::pace::patiently;
 use super::pages::read_ahead;
 use super::{Event, Migration, Step, entities};
+use crate::capability::Watch;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::text::one_line;
@@ -229,8 +230,8 @@ fn differing_members(one: &Map<String, Value>, other: &Map<String, Value>) -> Ve
 
 impl Migration<'_> {
     /// Reads the target back. Where it was empty before, it must hold exactly the source; else the entities of the
-    /// source must be there, and those alone are compared. The source must still be what was validated: where its revision
-    /// does not tell, it is read again.
+    /// source must be there, and those alone are compared. The source must still be what was validated: where no watch tells
+    /// that it is, it is read again.
     pub(super) async fn verify(&mut self) -> Result<()> {
         let since = Instant::now();
         let (source, target, workers) = (self.source, self.target, self.options.workers);
@@ -244,20 +245,30 @@ impl Migration<'_> {
                 self.compare_moved(position).await?
             } else {
                 let left_out = LeftOut::default();
-                let revision = self.revision.clone();
+                let mut watch = self.watch.take();
+                let is_unchanged = async |watch: &mut Option<Watch>| match watch {
+                    Some(watch) => source.saw_no_change(watch).await,
+                    None => false,
+                };
+                // Where a watch tells that nothing changed, nothing is read again.
+                let is_watched = is_unchanged(&mut watch).await;
                 let look_again = async {
-                    match source.revision().await {
-                        Some(now) if Some(&now) == revision.as_ref() => Ok(raw_before),
-                        _ => digest::of_raw(source, &name).await,
+                    match is_watched {
+                        true => Ok(raw_before),
+                        false => digest::of_raw(source, &name).await,
                     }
                 };
-                let (found, raw) = tokio::join!(
+                let (found, mut raw) = tokio::join!(
                     digest::of(target, &name, workers, &left_out, |count| {
                         self.advance(Step::Verify, position, count);
                         self.check_stop()
                     }),
                     look_again
                 );
+                if is_watched && !is_unchanged(&mut watch).await {
+                    raw = digest::of_raw(source, &name).await;
+                }
+                self.watch = watch;
                 (found?, raw?, Differences::default())
             };
             self.reports[position].target_digest = Some(found.clone());

@@ -28,7 +28,6 @@ use sqlx::{
 
 use guard::{Checked, Refusal};
 
-use super::super::Revision;
 use super::{
     Connections, Rows, SqlValue,
     pool::{self, Bounds, Connector},
@@ -51,6 +50,9 @@ const ROWS_AHEAD_MAX: usize = 256;
 const ROWS_AT_ONCE: usize = 16;
 /// How long a bulk read lets SQLite run ahead. To be woken for each row costs more than the row.
 const READ_PAUSE: Duration = Duration::from_millis(1);
+
+/// How many more than one may watch a file at a time.
+const WATCHES_MAX: u32 = 15;
 
 /// Pages that a connection keeps in memory. SQLite's own 2 MiB are too few for a bulk load with its indexes.
 const CACHE_KIB: u32 = 16 << 10;
@@ -102,6 +104,8 @@ struct Opened {
     pool: Pool,
     /// Connections whose commits do not wait for the disk.
     bulk: Pool,
+    /// Those that only ask whether others committed, for as long as somebody wants to know.
+    watches: Pool,
     /// Whether a bulk transaction was committed since the last sync.
     unsynced: Arc<AtomicBool>,
     /// Whether the file has its write-ahead log, or cannot have one.
@@ -148,20 +152,11 @@ impl Store {
         Ok(metadata.len() + fs::metadata(self.log_path()).map_or(0, |log| log.len()))
     }
 
-    /// Of the file, and of the log that commits go to before they go there.
-    pub(super) fn revision(&self) -> Option<Revision> {
-        Revision::of_files([self.settings.path.clone(), self.log_path(), self.beside("-journal")])
-    }
-
+    /// SQLite keeps it beside the file, which is beside what a link leads to.
     fn log_path(&self) -> PathBuf {
-        self.beside("-wal")
-    }
-
-    /// What SQLite keeps beside the file, which is beside what a link leads to.
-    fn beside(&self, suffix: &str) -> PathBuf {
         let path = &self.settings.path;
         let mut path = fs::canonicalize(path).unwrap_or_else(|_| path.clone()).into_os_string();
-        path.push(suffix);
+        path.push("-wal");
         path.into()
     }
 
@@ -241,8 +236,11 @@ impl Store {
             // One writes at a time in any case, and to wait for the connection is cheaper than to wait for the lock.
             let one = SqliteSettings { pool_size: 1, max_overflow: 0, ..self.settings.clone() };
             let bulk = pool(&one, bulk, &self.name);
+            let watches = SqliteSettings { max_overflow: WATCHES_MAX, ..one };
+            let watches = pool(&watches, options.clone(), &self.name);
             let pool = pool(&self.settings, options.synchronous(SqliteSynchronous::Full), &self.name);
-            *file = Some(Opened { identity, pool, bulk, unsynced: Arc::default(), logged: Arc::default() });
+            let (unsynced, logged) = (Arc::default(), Arc::default());
+            *file = Some(Opened { identity, pool, bulk, watches, unsynced, logged });
         }
         Ok(file.clone())
     }
@@ -251,8 +249,30 @@ impl Store {
     pub(super) async fn close(&self) {
         let opened = self.file.lock().expect("nothing panics while it holds this lock").take();
         if let Some(opened) = opened {
+            opened.watches.close().await;
             opened.bulk.close().await;
             opened.pool.close().await;
+        }
+    }
+
+    /// None where there is no file.
+    pub(super) async fn watch(self: &Arc<Self>) -> Result<Option<Watch>> {
+        let Some(opened) = self.opened(false)? else { return Ok(None) };
+        let mut lease = opened.watches.lease().await?;
+        let version = self.data_version(&mut lease).await?;
+        Ok(Some(Watch { store: Arc::clone(self), identity: opened.identity, lease, version }))
+    }
+
+    /// A number that is another one whenever another connection committed since.
+    async fn data_version(&self, lease: &mut Lease) -> Result<i64> {
+        lease.broken = true;
+        let asking = sqlx::query_scalar("PRAGMA data_version").fetch_one(lease.connection());
+        match tokio::time::timeout(self.settings.timeout.saturating_mul(2), asking).await {
+            Ok(version) => {
+                lease.broken = false;
+                version.map_err(|error| translate(&self.name, error))
+            }
+            Err(_) => Err(took_too_long(&self.name)),
         }
     }
 
@@ -445,6 +465,24 @@ impl Store {
             }
             Err(_) => Err(took_too_long(&self.name)),
         }
+    }
+}
+
+/// A connection that knows what was committed when it was asked first.
+pub(crate) struct Watch {
+    store: Arc<Store>,
+    identity: Identity,
+    lease: Lease,
+    version: i64,
+}
+
+impl Watch {
+    /// Whether nobody committed since, and the file is still the one that the path leads to. False where that cannot be
+    /// told.
+    pub(crate) async fn saw_no_change(&mut self) -> bool {
+        let found = self.store.metadata().ok().flatten();
+        let is_there = found.is_some_and(|metadata| identity(&metadata) == self.identity);
+        is_there && self.store.data_version(&mut self.lease).await.is_ok_and(|version| version == self.version)
     }
 }
 

@@ -44,6 +44,9 @@ const PRAGMAS: [&str; 8] = [
     "quick_check",
 ];
 
+/// Those that the host itself asks for.
+const PRAGMAS_OF_THE_HOST: [&str; 2] = ["journal_mode", "data_version"];
+
 /// Functions that reach beyond the database. Most are not compiled in; that is not this list's to rely on.
 const FUNCTIONS_DENIED: [&str; 5] = ["load_extension", "fts3_tokenizer", "writefile", "readfile", "edit"];
 
@@ -258,7 +261,7 @@ fn judge(
         },
         ffi::SQLITE_PRAGMA => match first() {
             name if is(&PRAGMAS, &name) => Ok(()),
-            name if !checking && name.eq_ignore_ascii_case("journal_mode") => Ok(()),
+            name if !checking && is(&PRAGMAS_OF_THE_HOST, &name) => Ok(()),
             name => Err(format!("the pragma {name}")),
         },
         ffi::SQLITE_TRANSACTION if !checking => Ok(()),
