@@ -116,7 +116,7 @@ async fn a_watch_sees_every_commit_and_no_look() {
 }
 
 #[tokio::test]
-async fn the_log_of_a_database_behind_a_link_is_put_on_the_disk() {
+async fn the_log_of_a_database_behind_a_link_is_found() {
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("elsewhere")).unwrap();
     let (link, file) = (folder.path().join("test.db"), folder.path().join("elsewhere/real.db"));
