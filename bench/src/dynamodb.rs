@@ -2,7 +2,8 @@
 //! writes, and a migration beside a loader of the program's own.
 //!
 //! Both are at one engine, which is a process of this run, each with tables of its own; and for a migration at one that
-//! has nothing else in it, because it gets slower with all that it holds.
+//! has nothing else in it, because it gets slower with all that it holds. A migration is measured at tables in memory and at
+//! tables in a file, which lies in memory too: the ways differ in what a write costs beside a read.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -214,7 +215,9 @@ pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Sect
     let mut rows = single(settings, runtime, &engine)?;
     drop(engine);
     let count = if settings.quick { 2_000 } else { 100_000 };
-    rows.extend(load(settings, runtime, count)?);
+    for storage in [Storage::File, Storage::Memory] {
+        rows.extend(load(settings, runtime, count, storage)?);
+    }
     Ok(vec![Section { title: "DynamoDB behind a component, and the same calls without larder", peer: "the SDK", rows }])
 }
 
@@ -305,13 +308,13 @@ fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec
 }
 
 /// The move of a migration from SQLite beside loaders that have everything in memory already.
-fn load(settings: &Settings, runtime: &Runtime, count: usize) -> Result<[Row; 2]> {
+fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) -> Result<[Row; 2]> {
     let folder = settings.folder()?;
     let data = Data::new(count)?;
     let prefix = prefix();
     let host =
         |engine: &Engine| anyhow::Ok(Host::new(config(engine, &prefix, folder.path())?, Some(&settings.plugins))?);
-    let engine = || Engine::start(&settings.dynamodb, Storage::Memory);
+    let engine = || Engine::start(&settings.dynamodb, storage);
     runtime.block_on(async {
         let engine = engine()?;
         let host = host(&engine)?;
@@ -367,9 +370,18 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize) -> Result<[Row; 2]
     };
     let [ours, blind, looking]: [Times; 3] =
         take_turns(rounds, [Box::new(moved), Box::new(|| loaded(false)), Box::new(|| loaded(true))])?;
-    let what = format!("move {count} machines out of SQLite, beside a loader");
+    let tables = match storage {
+        Storage::File => "tables in a file",
+        Storage::Memory => "tables in memory",
+    };
+    let what = format!("move {count} machines out of SQLite, {tables}, beside a loader");
+    let blind = Row::new(format!("{what} that replaces what is there"), &ours, &blind);
     Ok([
         Row::new(format!("{what} that looks first, as larder does"), &ours, &looking).at_most(LOAD_RATIO_MAX),
-        Row::new(format!("{what} that replaces what is there"), &ours, &blind),
+        match storage {
+            Storage::File => blind.at_most(LOAD_RATIO_MAX),
+            // To look is so large a part of what this engine has to do that whoever looks comes to the bound at best.
+            Storage::Memory => blind,
+        },
     ])
 }

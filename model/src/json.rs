@@ -60,11 +60,18 @@ pub struct Members<'a>(Vec<(Cow<'a, str>, Value)>);
 pub trait Object {
     /// The value of a member.
     fn get(&self, name: &str) -> Option<&Value>;
+
+    /// All members, in their order.
+    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &Value)>;
 }
 
 impl Object for Map<String, Value> {
     fn get(&self, name: &str) -> Option<&Value> {
         Map::get(self, name)
+    }
+
+    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
+        self.iter().map(|(name, value)| (name.as_str(), value))
     }
 }
 
@@ -72,14 +79,13 @@ impl Object for Members<'_> {
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.iter().find(|(member, _)| member == name).map(|(_, value)| value)
     }
+
+    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(name, value)| (&**name, value))
+    }
 }
 
 impl Members<'_> {
-    /// In their order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.0.iter().map(|(name, value)| (&**name, value))
-    }
-
     /// As a [`Map`].
     pub fn into_map(self) -> Map<String, Value> {
         self.0.into_iter().map(|(name, value)| (name.into_owned(), value)).collect()
@@ -526,8 +532,9 @@ pub fn equal(a: &Value, b: &Value) -> bool {
 }
 
 /// [`equal`] for objects.
-pub fn equal_objects(a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
-    a.len() == b.len() && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| equal(a, b)))
+pub fn equal_objects(a: &impl Object, b: &Map<String, Value>) -> bool {
+    let mut entries = a.entries();
+    entries.len() == b.len() && entries.all(|(name, a)| b.get(name).is_some_and(|b| equal(a, b)))
 }
 
 #[cfg(test)]

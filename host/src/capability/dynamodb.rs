@@ -235,10 +235,13 @@ impl Tables {
             return Ok(Vec::new());
         };
         let asked: Vec<String> = keys.iter().map(|key| values::fingerprint(key, &names)).collect();
-        let distinct: BTreeMap<&String, _> = asked.iter().zip(&keys).collect();
-        let distinct: Vec<_> = distinct.into_values().cloned().collect();
-        let chunk = |keys: &[_]| get_chunk(clients, &table, keys.to_vec(), consistent, deadline);
-        let chunks: Vec<_> = distinct.chunks(GETS_MAX).map(chunk).collect();
+        let distinct: BTreeMap<&String, _> = asked.iter().zip(keys).collect();
+        let mut distinct = distinct.into_values();
+        let mut chunks = Vec::new();
+        while distinct.len() > 0 {
+            let keys = distinct.by_ref().take(GETS_MAX).collect();
+            chunks.push(get_chunk(clients, &table, keys, consistent, deadline));
+        }
         let found: Vec<_> = stream::iter(chunks).buffer_unordered(SIDE_BY_SIDE).try_collect().await?;
         let found: HashMap<String, _> =
             found.into_iter().flatten().map(|item| (values::fingerprint(&item, &names), item)).collect();

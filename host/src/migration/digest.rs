@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::fmt;
 
 use larder_model::Entity;
-use larder_model::json::{self, Members};
+use larder_model::json::{self, Members, Object as _};
 use sha2::{Digest as _, Sha256};
 
 use super::pages::{broke_off, read_ahead};
@@ -88,7 +88,7 @@ impl Term {
     pub(super) fn new(entity: &Entity, members: &Members<'_>) -> Term {
         let id = &entity.id;
         let mut canonical = Vec::with_capacity(entity.body.len());
-        json::write_canonical_object(members.iter(), &mut canonical);
+        json::write_canonical_object(members.entries(), &mut canonical);
         let mut hasher = Sha256::new();
         hasher.update((id.len() as u64).to_le_bytes());
         hasher.update(id);

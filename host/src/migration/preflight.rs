@@ -86,7 +86,7 @@ struct FieldWays {
 
 impl Fields {
     fn add(&mut self, collection: &Collection, id: &str, members: &Members<'_>) {
-        for (turn, (name, value)) in members.iter().enumerate() {
+        for (turn, (name, value)) in members.entries().enumerate() {
             if let Some(field) = self.field(collection, name, turn) {
                 field.count(kept(field.declared, value), 1, id);
             }

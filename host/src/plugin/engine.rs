@@ -1,9 +1,10 @@
 //! One wasmtime engine for the process: how components are compiled, where compiled code is kept, and the clock that
 //! lets the host take back the processor from a plugin that does not give it up.
 
+use std::cell::Cell;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 pub(crate) use wasmtime::Engine;
 use wasmtime::{Cache, CacheConfig, Config};
@@ -12,38 +13,74 @@ use crate::error::{Error, Result};
 
 /// How long a plugin computes before it has to let others have their turn.
 const FIRST_TURN: Duration = Duration::from_millis(2);
-/// How long it computes each time after that. Whoever shares a thread with it waits for so long each time that it has to
-/// wait at all, which may be a dozen times in one call of a database. Each turn costs a few microseconds.
+/// How long, about, it computes each time after that, until it waits for something. Whoever shares a thread with it waits for
+/// so long each time that it has to wait at all, which may be a dozen times in one call of a database. Each turn costs a few
+/// microseconds.
 const TURN: Duration = Duration::from_micros(250);
+/// A tick that comes sooner after a call got its thread ends no turn: most of those were due while the call waited.
+const TURN_MIN: Duration = Duration::from_micros(125);
 /// What a turn counts for at most, where the thread was taken away in it.
 const TURN_MAX: Duration = Duration::from_micros(500);
-/// Calls, of all engines, that are past their first turn.
+/// Calls, of all engines, that are past their first turn and compute, or would if they had a thread. One that waits for a
+/// database does not.
 static COMPUTING: AtomicUsize = AtomicUsize::new(0);
+/// Whether turns are short now, because there are some.
+static ARE_SHORT: AtomicBool = AtomicBool::new(false);
 
-/// The time that a call has computed. While there is one that is past its first turn, turns are short.
+thread_local! {
+    /// When the call that has this thread got it.
+    static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// Whether the call that had this thread last would go on if it had it.
+    static IS_READY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// At a tick: whether the call that has this thread has to let others have their turn.
+pub(crate) fn yields() -> bool {
+    let yields = BEGAN.get().is_none_or(|began| began.elapsed() >= TURN_MIN);
+    IS_READY.set(yields);
+    yields
+}
+
+/// The time that a call has computed. While there is one that goes on computing after its first turn, turns are short.
 #[derive(Debug, Default)]
 pub(crate) struct Computed {
     time: Duration,
-    is_counted: bool,
+    counted: Option<Counted>,
 }
 
 impl Computed {
-    /// Adds a turn. Gives what that makes.
-    pub(crate) fn add(&mut self, turn: Duration) -> Duration {
-        self.time += turn.min(if self.is_counted { TURN_MAX } else { FIRST_TURN });
-        if !self.is_counted && self.time >= FIRST_TURN / 2 {
-            self.is_counted = true;
-            COMPUTING.fetch_add(1, Ordering::Relaxed);
+    /// Runs a turn. Gives what it comes to, and what the call has computed with it.
+    pub(crate) fn turn<T>(&mut self, work: impl FnOnce() -> T) -> (T, Duration) {
+        if self.counted.is_none() && self.time >= FIRST_TURN / 2 {
+            self.counted = Some(Counted::new());
         }
-        self.time
+        let longest = if ARE_SHORT.load(Ordering::Relaxed) { TURN_MAX } else { FIRST_TURN };
+        let began = Instant::now();
+        BEGAN.set(Some(began));
+        IS_READY.set(false);
+        let result = work();
+        if !IS_READY.get() {
+            self.counted = None;
+        }
+        self.time += began.elapsed().min(longest);
+        (result, self.time)
     }
 }
 
-impl Drop for Computed {
+/// One that is counted in [`COMPUTING`].
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn new() -> Counted {
+        COMPUTING.fetch_add(1, Ordering::Relaxed);
+        Counted
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        if self.is_counted {
-            COMPUTING.fetch_sub(1, Ordering::Relaxed);
-        }
+        COMPUTING.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -74,12 +111,34 @@ pub(crate) fn new(cache_directory: Option<&Path>) -> Result<Engine> {
         .name("larder-epoch".into())
         .spawn(move || {
             while let Some(engine) = weak.upgrade() {
+                let is_computing = COMPUTING.load(Ordering::Relaxed) > 0;
+                ARE_SHORT.store(is_computing, Ordering::Relaxed);
                 engine.increment_epoch();
                 drop(engine);
-                let is_computing = COMPUTING.load(Ordering::Relaxed) > 0;
                 std::thread::sleep(if is_computing { TURN } else { FIRST_TURN });
             }
         })
         .map_err(|error| Error::refused("cannot start the epoch thread").caused_by(error))?;
     Ok(engine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_has_to_yield_still_computes_and_one_that_waits_does_not() {
+        let mut computed = Computed::default();
+        while computed.time < FIRST_TURN / 2 {
+            computed.turn(|| std::thread::sleep(TURN_MAX));
+            assert!(computed.counted.is_none(), "its first turn is a long one");
+        }
+        let (has_to_yield, _) = computed.turn(|| {
+            std::thread::sleep(TURN_MIN);
+            yields()
+        });
+        assert!(has_to_yield && computed.counted.is_some());
+        computed.turn(|| ());
+        assert!(computed.counted.is_none());
+    }
 }

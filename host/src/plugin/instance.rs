@@ -17,7 +17,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::bindings::{self, Strategy, repository};
-use super::engine::Computed;
+use super::engine::{self, Computed};
 use super::limits::{Exceeded, Limits, MemoryTotal, Tally};
 use crate::capability::Lent;
 use crate::capability::dynamodb::Tables;
@@ -174,7 +174,12 @@ pub(crate) fn arm(store: &mut Store<State>) {
     store.set_hostcall_fuel(store.data().tally.limits.call_bytes_max);
     // Yields so that everything else that is due comes first. Wasmtime's own yield would only go to the end of the queue,
     // and then an executor that is never idle looks at timers, files and sockets once in 61 turns.
-    store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
+    store.epoch_deadline_callback(|_| {
+        Ok(match engine::yields() {
+            true => UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())),
+            false => UpdateDeadline::Continue(1),
+        })
+    });
     store.set_epoch_deadline(1);
 }
 
@@ -196,13 +201,10 @@ pub(crate) async fn bounded<T>(
 ) -> std::result::Result<T, Overrun> {
     let mut call = pin!(call);
     let mut computed = Computed::default();
-    let metered = poll_fn(|context| {
-        let began = std::time::Instant::now();
-        if let Poll::Ready(ended) = call.as_mut().poll(context) {
-            return Poll::Ready(Ok(ended));
-        }
-        let is_over = computed.add(began.elapsed()) > cpu_timeout;
-        if is_over { Poll::Ready(Err(Overrun::Cpu)) } else { Poll::Pending }
+    let metered = poll_fn(|context| match computed.turn(|| call.as_mut().poll(context)) {
+        (Poll::Ready(ended), _) => Poll::Ready(Ok(ended)),
+        (Poll::Pending, computed) if computed > cpu_timeout => Poll::Ready(Err(Overrun::Cpu)),
+        (Poll::Pending, _) => Poll::Pending,
     });
     tokio::time::timeout_at(deadline, metered).await.unwrap_or(Err(Overrun::Time))
 }

@@ -11,7 +11,7 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use larder_guest::{Attribute, Item};
-use larder_model::{Entity, Error, Result, entity, json, json::quoted, number as exact_number};
+use larder_model::{Entity, Error, Result, entity, json, json::Object, json::quoted, number as exact_number};
 use serde_json::{Map, Number, Value};
 
 use crate::{number, size, table::Table};
@@ -57,16 +57,17 @@ pub(crate) fn is_reachable(levels: usize) -> bool {
 }
 
 /// The item of an entity.
-pub(crate) fn encode(table: &Table, members: &Map<String, Value>) -> Encoded {
-    let mut encoded = Encoded { item: Vec::with_capacity(members.len() + 1), bytes: 0 };
+pub(crate) fn encode(table: &Table, members: &impl Object) -> Encoded {
+    let entries = members.entries();
+    let mut encoded = Encoded { item: Vec::with_capacity(entries.len() + 1), bytes: 0 };
     let mut add = |name: &str, derived: Derived| {
         encoded.bytes += name.len() + derived.bytes;
         encoded.item.push((name.to_owned(), derived.attribute));
     };
     let mut exact = Map::new();
-    for (name, value) in members {
+    for (name, value) in entries {
         if !is_attribute(name) {
-            exact.insert(name.clone(), value.clone());
+            exact.insert(name.to_owned(), value.clone());
             continue;
         }
         let derived = match table.keys.get(name) {
@@ -74,12 +75,12 @@ pub(crate) fn encode(table: &Table, members: &Map<String, Value>) -> Encoded {
             None => derive_member(value),
         };
         if !derived.is_exact {
-            exact.insert(name.clone(), value.clone());
+            exact.insert(name.to_owned(), value.clone());
         }
         add(name, derived);
     }
     let mut absent = Vec::new();
-    for name in table.keys.keys().filter(|name| !members.contains_key(*name)) {
+    for name in table.keys.keys().filter(|name| members.get(name).is_none()) {
         add(name, Derived::text(SENTINEL, true));
         absent.push(Value::from(name.as_str()));
     }

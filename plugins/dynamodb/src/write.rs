@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use larder_guest::{Attribute, Dynamodb, Expression, Item, ItemAction, Written};
 use larder_model::{
     Collection, Entity, Error, ErrorKind, Existing, Expectation, Loaded, Outcome, Result, Retry, Write, entity, json,
-    json::quoted,
+    json::{Members, quoted},
 };
 use serde_json::{Map, Value};
 
@@ -461,11 +461,11 @@ impl<D: Dynamodb> DynamodbStore<D> {
     pub(crate) fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
         let table = self.table(collection)?;
         let mut loaded = Loaded::default();
-        let parse = |entity: &Entity| {
+        let members = entities.iter().map(|entity| {
             check_body(table, &entity.id, &entity.body)?;
-            entity::parse(&table.collection, Some(&entity.id), &entity.body)
-        };
-        let parsed: Vec<Result<Map<String, Value>>> = entities.iter().map(parse).collect();
+            entity::members(&table.collection, Some(&entity.id), &entity.body)
+        });
+        let parsed: Vec<Result<Members<'_>>> = members.collect();
         let mut seen = HashSet::with_capacity(entities.len());
         let ids: Vec<&str> = entities
             .iter()
@@ -503,7 +503,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 continue;
             }
             match (current.get(entity.id.as_str()), existing) {
-                (Some(Ok(stored)), _) if json::equal_objects(stored, &members) => {
+                (Some(Ok(stored)), _) if json::equal_objects(&members, stored) => {
                     loaded.unchanged += 1;
                     continue;
                 }
@@ -526,7 +526,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 puts.push(encoded.item);
                 continue;
             }
-            current.insert(&entity.id, Ok(members));
+            current.insert(&entity.id, Ok(members.into_map()));
             match order.get(entity.id.as_str()) {
                 Some(&position) => puts[position] = encoded.item,
                 None => {

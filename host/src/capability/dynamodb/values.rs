@@ -1,5 +1,6 @@
 //! Items and expressions, as a plugin gives them and as the SDK takes them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::primitives::Blob;
@@ -111,8 +112,16 @@ fn to_notation(value: AttributeValue) -> Value {
 
 /// Text that two items share if and only if these of their attributes are equal.
 pub(super) fn fingerprint(item: &HashMap<String, AttributeValue>, names: &[String]) -> String {
-    let attributes = names.iter().map(|name| item.get(name).cloned().map(to_notation));
-    Value::from_iter(attributes).to_string()
+    let mut print = String::new();
+    for name in names {
+        let (kind, text) = match item.get(name) {
+            // As keys mostly are.
+            Some(AttributeValue::S(text)) => ('S', Cow::from(text)),
+            other => ('-', Cow::from(Value::from(other.cloned().map(to_notation)).to_string())),
+        };
+        print.extend([&*text.len().to_string(), kind.encode_utf8(&mut [0; 4]), &*text]);
+    }
+    print
 }
 
 /// Whether two items are the same to the service, which spells numbers its own way.
