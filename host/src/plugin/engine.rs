@@ -17,6 +17,8 @@ const FIRST_TURN: Duration = Duration::from_millis(2);
 /// so long each time that it has to wait at all, which may be a dozen times in one call of a database. Each turn costs a few
 /// microseconds.
 const TURN: Duration = Duration::from_micros(250);
+/// For how many turns they stay short when none computes any more: one that waits for a moment is soon back.
+const TURNS_KEPT_SHORT: u32 = 8;
 /// A tick that comes sooner after a call got its thread ends no turn: most of those were due while the call waited.
 const TURN_MIN: Duration = Duration::from_micros(125);
 /// What a turn counts for at most, where the thread was taken away in it.
@@ -24,7 +26,7 @@ const TURN_MAX: Duration = Duration::from_micros(500);
 /// Calls, of all engines, that are past their first turn and compute, or would if they had a thread. One that waits for a
 /// database does not.
 static COMPUTING: AtomicUsize = AtomicUsize::new(0);
-/// Whether turns are short now, because there are some.
+/// Whether turns are short now, because there are some, or were a moment ago.
 static ARE_SHORT: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -110,12 +112,17 @@ pub(crate) fn new(cache_directory: Option<&Path>) -> Result<Engine> {
     std::thread::Builder::new()
         .name("larder-epoch".into())
         .spawn(move || {
+            let mut turns_left: u32 = 0;
             while let Some(engine) = weak.upgrade() {
-                let is_computing = COMPUTING.load(Ordering::Relaxed) > 0;
-                ARE_SHORT.store(is_computing, Ordering::Relaxed);
+                turns_left = match COMPUTING.load(Ordering::Relaxed) {
+                    0 => turns_left.saturating_sub(1),
+                    _ => TURNS_KEPT_SHORT,
+                };
+                let are_short = turns_left > 0;
+                ARE_SHORT.store(are_short, Ordering::Relaxed);
                 engine.increment_epoch();
                 drop(engine);
-                std::thread::sleep(if is_computing { TURN } else { FIRST_TURN });
+                std::thread::sleep(if are_short { TURN } else { FIRST_TURN });
             }
         })
         .map_err(|error| Error::refused("cannot start the epoch thread").caused_by(error))?;
