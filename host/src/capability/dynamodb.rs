@@ -3,8 +3,10 @@
 //! A plugin names collections, which become tables here, so that no other table can be reached. Each request is sent again
 //! while the service throttles it, until the plugin's call has no time left ([`client`]), and fewer are under way meanwhile
 //! ([`pace`]); what a failure means is said in
-//! one place ([`errors`]). Besides reads, which are here: [`writes`], [`tables`] with their [`scaling`], and [`values`].
+//! one place ([`errors`]). Besides reads, which are here: [`writes`], [`bulk`], [`tables`] with their [`scaling`], and
+//! [`values`].
 
+mod bulk;
 mod client;
 mod errors;
 mod pace;
@@ -15,21 +17,19 @@ mod tests;
 mod values;
 mod writes;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, ReturnConsumedCapacity, Select};
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnConsumedCapacity, Select};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use larder_model::{Error, ErrorKind, Result};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::config::DynamodbGrant;
-use client::{Backoff, Clients, send};
+use client::{Clients, send};
 
-/// What the service takes in one BatchGetItem.
-const GETS_MAX: usize = 100;
 /// Requests of one call that are under way at a time.
 const SIDE_BY_SIDE: usize = 8;
 
@@ -222,30 +222,14 @@ impl Tables {
     pub async fn get_items(&self, collection: &str, keys: Vec<Item>, consistent: bool) -> Result<Vec<Option<Item>>> {
         let (table, deadline) = (self.table(collection)?, self.deadline());
         let clients = self.clients().await?;
-        let keys = keys.into_iter().map(values::item_into).collect::<Result<Vec<_>>>()?;
-        if keys.len() == 1 {
-            let request = clients.tables.get_item().table_name(&table).consistent_read(consistent);
-            let request = request.set_key(keys.into_iter().next());
-            let found = send(&clients.to_tables, deadline, || request.clone().send())
-                .await
-                .map_err(|failed| failed.of_read())?;
-            return Ok(vec![found.item.map(values::item_from)]);
+        if keys.len() != 1 {
+            return self.batch_get(clients, &table, keys, consistent).await;
         }
-        let Some(names) = keys.first().map(|key| key.keys().cloned().collect::<Vec<_>>()) else {
-            return Ok(Vec::new());
-        };
-        let asked: Vec<String> = keys.iter().map(|key| values::fingerprint(key, &names)).collect();
-        let distinct: BTreeMap<&String, _> = asked.iter().zip(keys).collect();
-        let mut distinct = distinct.into_values();
-        let mut chunks = Vec::new();
-        while distinct.len() > 0 {
-            let keys = distinct.by_ref().take(GETS_MAX).collect();
-            chunks.push(get_chunk(clients, &table, keys, consistent, deadline));
-        }
-        let found: Vec<_> = stream::iter(chunks).buffer_unordered(SIDE_BY_SIDE).try_collect().await?;
-        let found: HashMap<String, _> =
-            found.into_iter().flatten().map(|item| (values::fingerprint(&item, &names), item)).collect();
-        Ok(asked.iter().map(|key| found.get(key).cloned().map(values::item_from)).collect())
+        let key = keys.into_iter().next().map(values::item_into).transpose()?;
+        let request = clients.tables.get_item().table_name(&table).consistent_read(consistent).set_key(key);
+        let found =
+            send(&clients.to_tables, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
+        Ok(vec![found.item.map(values::item_from)])
     }
 
     /// One page of a query.
@@ -327,37 +311,5 @@ fn page_of(
         // Some implementations say "no more" with an empty key.
         last_key: last_key.filter(|key| !key.is_empty()).map(values::item_from),
         read_units: read_units.unwrap_or_default(),
-    }
-}
-
-/// The items of up to [`GETS_MAX`] keys, which are all different, in no order.
-async fn get_chunk(
-    clients: &Clients,
-    table: &str,
-    mut left: Vec<HashMap<String, AttributeValue>>,
-    consistent: bool,
-    deadline: Instant,
-) -> Result<Vec<HashMap<String, AttributeValue>>> {
-    let mut found = Vec::with_capacity(left.len());
-    let mut backoff = Backoff::until(deadline);
-    loop {
-        let count = left.len();
-        let wanted = KeysAndAttributes::builder().set_keys(Some(left)).consistent_read(consistent).build();
-        let wanted = wanted.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
-        let request = clients.tables.batch_get_item().request_items(table, wanted);
-        let answer =
-            send(&clients.to_tables, deadline, || request.clone().send()).await.map_err(|failed| failed.of_read())?;
-        found.extend(answer.responses.and_then(|mut tables| tables.remove(table)).unwrap_or_default());
-        left = match answer.unprocessed_keys.and_then(|mut tables| tables.remove(table)) {
-            Some(keys) if !keys.keys.is_empty() => keys.keys,
-            _ => return Ok(found),
-        };
-        clients.to_tables.pace.throttled();
-        if left.len() < count {
-            backoff.reset();
-        }
-        if !backoff.pause().await {
-            return Err(errors::throttled());
-        }
     }
 }

@@ -246,7 +246,7 @@ async fn a_table_and_its_indexes_are_registered_to_be_scaled() {
 async fn every_kind_of_attribute_comes_back() {
     let tables = with_table().await;
     let notation = r#"{"M":{"a":{"L":[{"S":"x"},{"N":"1.5"},{"BOOL":false},{"NULL":true},{"M":{}},{"B":"AQI="}]}}}"#;
-    let item = vec![
+    let mut item = vec![
         ("binary".to_owned(), Attribute::Binary(vec![0, 255])),
         ("document".to_owned(), Attribute::Document(notation.to_owned())),
         text("id", "ü€😀"),
@@ -257,15 +257,25 @@ async fn every_kind_of_attribute_comes_back() {
         ("yes".to_owned(), Attribute::Boolean(true)),
     ];
     assert_eq!(write(&tables, put(item.clone(), None)).await, Ok(Written::Done));
-    assert_eq!(get(&tables, "ü€😀").await, Some(item));
+    assert_eq!(get(&tables, "ü€😀").await, Some(item.clone()));
+    item[2] = text("id", "\"\\\u{1}");
+    assert_eq!(tables.put_batch("t", vec![item.clone()]).await, Ok(()));
+    let both = vec![key("ü€😀"), key("\"\\\u{1}")];
+    assert_eq!(tables.get_items("t", both, true).await.unwrap()[1], Some(item));
 
     for broken in ["", "{}", r#"{"S":"a","N":"1"}"#, r#"{"S":1}"#, r#"{"L":[1]}"#, r#"{"B":"%"}"#] {
         let item = vec![text("id", "x"), ("d".to_owned(), Attribute::Document(broken.to_owned()))];
-        let error = write(&tables, put(item, None)).await.unwrap_err();
+        let error = write(&tables, put(item.clone(), None)).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidArgument, "{broken}");
+        let error = tables.put_batch("t", vec![item]).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidArgument, "{broken}");
     }
-    let twice = write(&tables, put(vec![text("id", "x"), text("id", "y")], None)).await.unwrap_err();
-    assert_eq!(twice.kind, ErrorKind::InvalidArgument);
+    let twice = vec![text("id", "x"), text("id", "y")];
+    let error = write(&tables, put(twice.clone(), None)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument);
+    let error = tables.put_batch("t", vec![twice]).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument);
+    assert_eq!(get(&tables, "x").await, None);
 }
 
 #[tokio::test]

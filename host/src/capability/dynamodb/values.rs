@@ -1,13 +1,13 @@
 //! Items and expressions, as a plugin gives them and as the SDK takes them.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use larder_model::{Error, Result, number};
+use larder_model::{Error, ErrorKind, Result, number};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Attribute, Expression, Item};
@@ -18,10 +18,10 @@ pub(super) fn item_into(item: Item) -> Result<HashMap<String, AttributeValue>> {
     for (name, attribute) in item {
         attributes.insert(name, attribute_into(attribute)?);
     }
-    if attributes.len() < count {
-        return Err(Error::invalid("an item has two attributes of one name"));
+    match attributes.len() == count {
+        true => Ok(attributes),
+        false => Err(twice()),
     }
-    Ok(attributes)
 }
 
 /// In the order of the names: the service has none.
@@ -29,6 +29,51 @@ pub(super) fn item_from(item: HashMap<String, AttributeValue>) -> Item {
     let mut item: Item = item.into_iter().map(|(name, value)| (name, attribute_from(value))).collect();
     item.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     item
+}
+
+fn twice() -> Error {
+    Error::invalid("an item has two attributes of one name")
+}
+
+/// An item as JSON in the service's notation. Two items have the same text if and only if they have the same attributes.
+pub(super) fn notation(mut item: Item) -> Result<String> {
+    item.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    if item.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return Err(twice());
+    }
+    let mut out = Vec::with_capacity(item.iter().map(|(name, _)| name.len() + 64).sum());
+    out.push(b'{');
+    for (i, (name, attribute)) in item.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write(name, &mut out)?;
+        let (kind, text) = match attribute {
+            // As most are.
+            Attribute::Text(text) => ("S", text),
+            Attribute::Number(text) => ("N", text),
+            other => {
+                out.push(b':');
+                write(&to_notation(attribute_into(other.clone())?), &mut out)?;
+                continue;
+            }
+        };
+        out.extend_from_slice(b":{\"");
+        out.extend_from_slice(kind.as_bytes());
+        out.extend_from_slice(b"\":");
+        write(text, &mut out)?;
+        out.push(b'}');
+    }
+    out.push(b'}');
+    String::from_utf8(out).map_err(unwritten)
+}
+
+fn write(value: &(impl Serialize + ?Sized), out: &mut Vec<u8>) -> Result<()> {
+    serde_json::to_writer(out, value).map_err(unwritten)
+}
+
+fn unwritten(error: impl std::error::Error) -> Error {
+    Error::new(ErrorKind::Internal, error.to_string())
 }
 
 fn attribute_into(attribute: Attribute) -> Result<AttributeValue> {
@@ -45,7 +90,7 @@ fn attribute_into(attribute: Attribute) -> Result<AttributeValue> {
     })
 }
 
-fn attribute_from(value: AttributeValue) -> Attribute {
+pub(super) fn attribute_from(value: AttributeValue) -> Attribute {
     match value {
         AttributeValue::S(text) => Attribute::Text(text),
         AttributeValue::N(text) => Attribute::Number(text),
@@ -108,20 +153,6 @@ fn to_notation(value: AttributeValue) -> Value {
         // NULL, and whatever the service may have one day.
         _ => json!({ "NULL": true }),
     }
-}
-
-/// Text that two items share if and only if these of their attributes are equal.
-pub(super) fn fingerprint(item: &HashMap<String, AttributeValue>, names: &[String]) -> String {
-    let mut print = String::new();
-    for name in names {
-        let (kind, text) = match item.get(name) {
-            // As keys mostly are.
-            Some(AttributeValue::S(text)) => ('S', Cow::from(text)),
-            other => ('-', Cow::from(Value::from(other.cloned().map(to_notation)).to_string())),
-        };
-        print.extend([&*text.len().to_string(), kind.encode_utf8(&mut [0; 4]), &*text]);
-    }
-    print
 }
 
 /// Whether two items are the same to the service, which spells numbers its own way.

@@ -1,4 +1,4 @@
-//! Writes: one by one with their conditions, in bulk, and in a transaction.
+//! Writes with their conditions: one by one, and in a transaction.
 //!
 //! Where no answer came, a write is sent again, and its own first effect may then break its condition: only what is stored
 //! can tell whether it was that one.
@@ -7,20 +7,17 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{
-    AttributeValue, CancellationReason, ConditionCheck, Delete, Put, PutRequest, ReturnValuesOnConditionCheckFailure,
-    TransactWriteItem, WriteRequest,
+    AttributeValue, CancellationReason, ConditionCheck, Delete, Put, ReturnValuesOnConditionCheckFailure,
+    TransactWriteItem,
 };
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use larder_model::{Error, ErrorKind, Result, Retry};
-use tokio::time::Instant;
 
-use super::client::{Backoff, CONFLICTS_MAX, Clients, Failed, send};
+use super::client::{Backoff, CONFLICTS_MAX, Failed, send};
 use super::values::{self, item_from, item_into};
-use super::{Action, Expression, Item, SIDE_BY_SIDE, Tables, Written, errors};
+use super::{Action, Expression, Tables, Written, errors};
 
-/// What the service takes in one BatchWriteItem.
-const PUTS_MAX: usize = 25;
-/// What it takes in one transaction.
+/// What the service takes in one transaction.
 const ACTIONS_MAX: usize = 100;
 const TOKEN_CHARS_MAX: usize = 36;
 /// Single writes of one call that are under way at a time.
@@ -101,25 +98,6 @@ impl Tables {
                 written.into_iter().next().ok_or_else(|| Error::new(ErrorKind::Internal, "a check has no answer"))
             }
         }
-    }
-
-    /// Puts without a condition, side by side: no item may come twice. After an error any of them may be stored.
-    pub async fn put_batch(&self, collection: &str, items: Vec<Item>) -> Result<()> {
-        let (table, deadline) = (self.table(collection)?, self.deadline());
-        let clients = self.clients().await?;
-        let mut items = items.into_iter();
-        let mut chunks = Vec::new();
-        while items.len() > 0 {
-            chunks.push(items.by_ref().take(PUTS_MAX).map(put_request).collect::<Result<Vec<_>>>()?);
-        }
-        let is_one = chunks.len() == 1;
-        let chunks = chunks.into_iter().map(|chunk| put_chunk(clients, &table, chunk, deadline));
-        let put: Result<()> = stream::iter(chunks).buffer_unordered(SIDE_BY_SIDE).try_collect().await;
-        put.map_err(|error| match error.retry {
-            // Others went through, or may have.
-            Retry::Safe if !is_one => Error { retry: Retry::UnknownOutcome, ..error },
-            _ => error,
-        })
     }
 
     /// All or none. One answer an action: where one is refused, none took effect.
@@ -276,35 +254,4 @@ fn cancelled(reasons: &[CancellationReason], count: usize) -> Result<Vec<Written
             _ => Written::Done,
         })
         .collect())
-}
-
-fn put_request(item: Item) -> Result<WriteRequest> {
-    let put = PutRequest::builder().set_item(Some(item_into(item)?)).build();
-    let put = put.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
-    Ok(WriteRequest::builder().put_request(put).build())
-}
-
-async fn put_chunk(clients: &Clients, table: &str, mut left: Vec<WriteRequest>, deadline: Instant) -> Result<()> {
-    let mut backoff = Backoff::until(deadline);
-    let all = left.len();
-    loop {
-        let count = left.len();
-        let request = clients.tables.batch_write_item().request_items(table, left);
-        let answer = send(&clients.to_tables, deadline, || request.clone().send()).await.map_err(|failed| {
-            let is_doubtful = failed.is_doubtful || count < all;
-            Failed { is_doubtful, ..failed }.of_write()
-        })?;
-        left = match answer.unprocessed_items.and_then(|mut tables| tables.remove(table)) {
-            Some(items) if !items.is_empty() => items,
-            _ => return Ok(()),
-        };
-        clients.to_tables.pace.throttled();
-        if left.len() < count {
-            backoff.reset();
-        }
-        if !backoff.pause().await {
-            let retry = if left.len() < all { Retry::UnknownOutcome } else { Retry::Safe };
-            return Err(Error { retry, ..errors::throttled() });
-        }
-    }
 }
