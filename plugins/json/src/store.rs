@@ -1184,7 +1184,8 @@ impl<'a, F: Files> Bodies<'a, F> {
 
 /// The entity as it crosses the contract, whatever its body is: the host looks at that.
 pub(crate) fn entity_of(collection: &Collection, id: &str, body: &[u8]) -> Entity {
-    Entity { id: id.to_owned(), version: text::version(body, &collection.stamps.version), body: text::compact(body) }
+    let (body, version) = text::compact_with_version(body, &collection.stamps.version);
+    Entity { id: id.to_owned(), version, body }
 }
 
 /// The members of what is stored.

@@ -14,6 +14,9 @@ use serde_json::value::RawValue;
 /// Spaces a level.
 const INDENT: usize = 2;
 
+/// Of a string that is looked at byte by byte, before its end is searched for.
+const SHORT_BYTES: usize = 24;
+
 /// Appends `value` as it stands `depth` levels deep in a document.
 pub(crate) fn pretty(value: &[u8], depth: usize, out: &mut Vec<u8>) {
     rewrite(value, depth, out);
@@ -37,6 +40,60 @@ pub(crate) fn compact(value: &[u8]) -> Vec<u8> {
     }
     out.extend_from_slice(&value[from..]);
     out
+}
+
+/// [`compact`] and [`version`] in one pass.
+pub(crate) fn compact_with_version(value: &[u8], member: &str) -> (Vec<u8>, u64) {
+    if value.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return (compact(value), 0);
+    }
+    let mut out = Vec::with_capacity(value.len());
+    let (mut from, mut at, mut depth) = (0, 0, 0);
+    // Of the object's own members: whether a name comes next, and whether the last one is the version's.
+    let (mut is_name, mut is_version) = (false, false);
+    let mut version = None;
+    while let Some(&byte) = value.get(at) {
+        match byte {
+            b'"' => {
+                let end = string_end(value, at);
+                if depth == 1 && is_name {
+                    let name = &value[at + 1..end - 1];
+                    if name.contains(&b'\\') {
+                        return (compact(value), self::version(value, member));
+                    }
+                    (is_name, is_version) = (false, name == member.as_bytes());
+                }
+                at = end;
+                continue;
+            }
+            b' ' | b'\t' | b'\n' | b'\r' => {
+                out.extend_from_slice(&value[from..at]);
+                from = at + 1;
+            }
+            b'{' | b'[' => {
+                depth += 1;
+                is_name = depth == 1;
+            }
+            b'}' | b']' => depth -= 1,
+            b',' if depth == 1 => is_name = true,
+            b':' if depth == 1 && is_version => version = integer(&value[at + 1..]),
+            _ => {}
+        }
+        at += 1;
+    }
+    out.extend_from_slice(&value[from..]);
+    (out, version.unwrap_or(0))
+}
+
+/// The version that a value begins with.
+fn integer(value: &[u8]) -> Option<u64> {
+    let value = value.trim_ascii_start();
+    let end = value.iter().position(|byte| matches!(byte, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r'))?;
+    usable(std::str::from_utf8(&value[..end]).ok()?)
+}
+
+fn usable(number: &str) -> Option<u64> {
+    u64::try_from(number.parse::<i64>().ok()?).ok()
 }
 
 /// A new line in a document, `depth` levels deep.
@@ -101,6 +158,15 @@ fn rewrite(value: &[u8], mut depth: usize, out: &mut Vec<u8>) {
 /// Behind the quote that closes the string that starts at `start`.
 fn string_end(value: &[u8], start: usize) -> usize {
     let mut at = start + 1;
+    // Most are short.
+    while at <= start + SHORT_BYTES {
+        match value.get(at) {
+            Some(b'"') => return at + 1,
+            Some(b'\\') => at += 2,
+            Some(_) => at += 1,
+            None => return value.len(),
+        }
+    }
     while let Some(found) = value.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
         at += found;
         if value[at] == b'"' {
@@ -134,7 +200,7 @@ impl<'de> Visitor<'de> for VersionOf<'_> {
         while let Some(Name(name)) = map.next_key()? {
             if name == self.member {
                 let value: &RawValue = map.next_value()?;
-                version = value.get().parse::<i64>().ok().and_then(|version| u64::try_from(version).ok());
+                version = usable(value.get());
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -183,6 +249,13 @@ mod tests {
         for (body, expected) in [
             (r#"{"a":{"version":9},"version": 7 }"#, 7),
             (r#"{"versio\u006e":3}"#, 3),
+            (r#" { "a" : [ "version" , { "version" : 9 } , [ 1 ] ] , "version" : 7 , "b" : "version" } "#, 7),
+            (r#"{"a":"\" :,{","version":7}"#, 7),
+            (r#"{"a":"a text that is longer than what is looked at byte by byte, \\","version":7}"#, 7),
+            (r#"{"a":"23456789012345678901234\"","version":7}"#, 7),
+            (r#"["version",{"version":7},7]"#, 0),
+            (r#""version""#, 0),
+            (r#"{"version":"version","a":7}"#, 0),
             (r#"{"version":1.0}"#, 0),
             (r#"{"version":-1}"#, 0),
             (r#"{"version":"7"}"#, 0),
@@ -191,6 +264,11 @@ mod tests {
             ("{}", 0),
         ] {
             assert_eq!(version(body.as_bytes(), "version"), expected, "{body}");
+            assert_eq!(
+                compact_with_version(body.as_bytes(), "version"),
+                (compact(body.as_bytes()), expected),
+                "{body}"
+            );
         }
     }
 }

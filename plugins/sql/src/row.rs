@@ -111,8 +111,8 @@ pub(crate) fn entity(table: &Table, row: &[SqlValue]) -> Result<Entity> {
             self::member(&mut body, &column.member, value);
         };
         // `null`, or a member from before the column.
-        let beside = extra.shift_remove(&column.name);
-        if let Some(entry) = exact.shift_remove(&column.name) {
+        let beside = taken(&mut extra, &column.name);
+        if let Some(entry) = taken(&mut exact, &column.name) {
             // Without a record it is from before the column.
             let recorded = entry.get("column").unwrap_or(&Value::Null);
             let Some(value) = entry.get("value") else {
@@ -164,6 +164,11 @@ pub(crate) fn entity(table: &Table, row: &[SqlValue]) -> Result<Entity> {
     Ok(Entity { id: id.clone(), version, body })
 }
 
+/// What stood under the name. Most rows have nothing beside their columns.
+fn taken(map: &mut Map<String, Value>, name: &str) -> Option<Value> {
+    if map.is_empty() { None } else { map.shift_remove(name) }
+}
+
 /// A member's name as it stands before its value.
 pub(crate) fn name(name: &str) -> String {
     let mut text = Vec::new();
@@ -173,7 +178,7 @@ pub(crate) fn name(name: &str) -> String {
 }
 
 /// Begins a member; `name` is as [`name`] has it.
-fn begin(body: &mut Vec<u8>, name: &str) {
+pub(crate) fn begin(body: &mut Vec<u8>, name: &str) {
     body.push(if body.is_empty() { b'{' } else { b',' });
     body.extend_from_slice(name.as_bytes());
 }
@@ -183,7 +188,7 @@ fn member(body: &mut Vec<u8>, name: &str, value: &Value) {
     serde_json::to_writer(body, value).expect("text keys and a vector cannot fail");
 }
 
-fn write_text(body: &mut Vec<u8>, text: &str) {
+pub(crate) fn write_text(body: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(body, text).expect("a vector cannot fail");
 }
 

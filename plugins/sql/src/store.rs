@@ -620,10 +620,9 @@ fn scan_page(table: &Table, database: &dyn Database, from: &Statement, max_bytes
         let packed = packed::select(table, &format!("{} LIMIT {rows_max}", from.text));
         // A blob cannot be packed, nor a text that is not UTF-8, nor rows that are too large together: below they come
         // one by one, and whatever is wrong with one of them is said of that one.
-        let cells =
-            database.query(&packed, from.params.clone(), max_bytes).and_then(|rows| packed::unpack(table, &rows.cells));
-        if let Ok(cells) = cells {
-            let entities = entities(table, &cells)?;
+        if let Ok(rows) = database.query(&packed, from.params.clone(), max_bytes)
+            && let Some(entities) = packed::entities(table, &rows.cells)?
+        {
             let is_cut = entities.len() == rows_max;
             return Ok((entities, is_cut));
         }

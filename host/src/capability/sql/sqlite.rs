@@ -279,13 +279,14 @@ impl Store {
     /// Runs one statement by itself.
     pub(super) async fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         let text = guard::screen(text).map_err(|refusal| self.refuse(refusal))?;
+        let arguments = arguments(params)?;
         let opened = match self.opened(false)? {
             Some(opened) => opened,
             None => {
                 let mut lease = self.empty.lease().await?;
-                let (text, checked) = self.check(lease.connection(), text).await?;
+                let (text, checked) = self.check(lease.connection(), text, &arguments).await?;
                 if checked.read_only {
-                    let rows = self.run(&mut lease, text, checked, params, max_bytes).await;
+                    let rows = self.run(&mut lease, text, checked, arguments, max_bytes).await;
                     lease.give_back();
                     return rows;
                 }
@@ -295,11 +296,11 @@ impl Store {
         };
         let mut lease = opened.pool.lease().await?;
         let rows = async {
-            let (text, checked) = self.check(lease.connection(), text).await?;
+            let (text, checked) = self.check(lease.connection(), text, &arguments).await?;
             if !checked.read_only {
                 self.start_log(&opened, lease.connection()).await;
             }
-            self.run(&mut lease, text, checked, params, max_bytes).await
+            self.run(&mut lease, text, checked, arguments, max_bytes).await
         }
         .await;
         lease.give_back();
@@ -315,23 +316,27 @@ impl Store {
     ) -> Result<Transaction> {
         let opened = self.opened(!read_only)?;
         let pool = opened.as_ref().map_or(&self.empty, |opened| &opened.pool);
-        let lease = pool.lease().await?;
-        let mut transaction = self.begin_on(lease, opened.as_ref(), read_only).await?;
+        let mut lease = pool.lease().await?;
+        if let Some(opened) = opened.as_ref().filter(|_| !read_only) {
+            self.start_log(opened, lease.connection()).await;
+        }
+        // From here on whoever drops the lease rolls back, this future too.
+        lease.in_transaction = true;
+        self.command(&mut lease, if read_only { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" }).await?;
         if let Some(time) = statement_time {
-            transaction.lease.statement_time = Some(time);
-            let bounded = bound_statements(transaction.lease.connection(), time).await;
+            lease.statement_time = Some(time);
+            let bounded = bound_statements(lease.connection(), time).await;
             bounded.map_err(|error| translate(&self.name, error))?;
         }
-        Ok(transaction)
+        Ok(Transaction { store: Arc::clone(self), stage: Stage::Begun(lease), read_only, ended: false, unsynced: None })
     }
 
-    /// Begins one that writes and whose commit does not wait for the disk.
-    pub(super) async fn begin_bulk(self: &Arc<Self>) -> Result<Transaction> {
+    /// One that writes and whose commit does not wait for the disk.
+    pub(super) fn begin_bulk(self: &Arc<Self>) -> Result<Transaction> {
         let opened = self.opened(true)?.expect("it was to be made");
-        let lease = opened.bulk.lease().await?;
-        let mut transaction = self.begin_on(lease, Some(&opened), false).await?;
-        transaction.unsynced = Some(Arc::clone(&opened.unsynced));
-        Ok(transaction)
+        let unsynced = Some(Arc::clone(&opened.unsynced));
+        let stage = Stage::Waiting(Box::new(opened));
+        Ok(Transaction { store: Arc::clone(self), stage, read_only: false, ended: false, unsynced })
     }
 
     /// Puts on the disk what bulk transactions left in the log. What went from the log to the file was synced on its way.
@@ -356,21 +361,6 @@ impl Store {
         })
     }
 
-    async fn begin_on(
-        self: &Arc<Self>,
-        mut lease: Lease,
-        opened: Option<&Opened>,
-        read_only: bool,
-    ) -> Result<Transaction> {
-        if let Some(opened) = opened.filter(|_| !read_only) {
-            self.start_log(opened, lease.connection()).await;
-        }
-        // From here on whoever drops the lease rolls back, this future too.
-        lease.in_transaction = true;
-        self.command(&mut lease, if read_only { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" }).await?;
-        Ok(Transaction { store: Arc::clone(self), lease, read_only, ended: false, unsynced: None })
-    }
-
     /// Where it does not work, the database keeps its rollback journal and works all the same: because somebody else
     /// uses it right now, in which case the next write tries again, or because it cannot be written.
     async fn start_log(&self, opened: &Opened, connection: &mut SqliteConnection) {
@@ -384,7 +374,21 @@ impl Store {
     }
 
     /// The text as sqlx takes it, and what it does.
-    async fn check(&self, connection: &mut SqliteConnection, text: &str) -> Result<(Arc<str>, Checked)> {
+    async fn check(
+        &self,
+        connection: &mut SqliteConnection,
+        text: &str,
+        arguments: &SqliteArguments,
+    ) -> Result<(Arc<str>, Checked)> {
+        let (text, checked) = self.check_text(connection, text).await?;
+        let (wanted, given) = (checked.params_count, arguments.len());
+        match wanted == given {
+            true => Ok((text, checked)),
+            false => Err(Error::invalid(format!("a statement of {wanted} parameters was given {given}"))),
+        }
+    }
+
+    async fn check_text(&self, connection: &mut SqliteConnection, text: &str) -> Result<(Arc<str>, Checked)> {
         if let Some(known) = self.checked.lock().expect("nothing panics while it holds this lock").get(text) {
             return Ok(known);
         }
@@ -404,32 +408,21 @@ impl Store {
         }
     }
 
-    /// Runs a statement that was checked.
+    /// Runs a statement that was checked, with or without one of the host's own before it.
     async fn run(
         &self,
         lease: &mut Lease,
         text: Arc<str>,
         checked: Checked,
-        params: Vec<SqlValue>,
+        arguments: SqliteArguments,
         max_bytes: u32,
     ) -> Result<Rows> {
-        if params.len() != checked.params_count {
-            return Err(Error::invalid(format!(
-                "a statement of {} parameters was given {}",
-                checked.params_count,
-                params.len()
-            )));
-        }
-        let arguments = arguments(params)?;
         let query = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(self.settings.query_cache);
         let limit = self.limit(lease);
         lease.broken = true;
         let reading = async {
             match max_bytes {
-                0 => {
-                    let done = lease.connection().execute(query).await?;
-                    Ok(Rows { affected: done.rows_affected(), ..Rows::default() })
-                }
+                0 => change(lease.connection(), query).await,
                 _ => read(lease.connection(), query, max_bytes as usize).await,
             }
         };
@@ -452,6 +445,13 @@ impl Store {
 
     fn limit(&self, lease: &Lease) -> Duration {
         lease.statement_time.unwrap_or(self.settings.timeout).saturating_mul(2).saturating_add(GRACE)
+    }
+
+    /// Whoever has the connection next has the usual time. Where that fails, it is closed.
+    async fn restore_time(&self, lease: &mut Lease) {
+        if lease.statement_time.is_some() && bound_statements(lease.connection(), self.settings.timeout).await.is_ok() {
+            lease.statement_time = None;
+        }
     }
 
     /// Runs one of the host's own statements about transactions.
@@ -489,12 +489,20 @@ impl Watch {
 /// An open transaction.
 pub(super) struct Transaction {
     store: Arc<Store>,
-    lease: Lease,
+    stage: Stage,
     read_only: bool,
     /// SQLite ended it, after an error.
     ended: bool,
     /// Where a bulk transaction notes that it was committed.
     unsynced: Option<Arc<AtomicBool>>,
+}
+
+/// How far a transaction is.
+enum Stage {
+    /// It begins with its first statement, in one message to SQLite's thread: bulk loads queue for one connection, and who
+    /// has it should have its rows made.
+    Waiting(Box<Opened>),
+    Begun(Lease),
 }
 
 impl Transaction {
@@ -506,14 +514,26 @@ impl Transaction {
         }
         let store = &self.store;
         let text = guard::screen(text).map_err(|refusal| store.refuse(refusal))?;
-        let (text, checked) = store.check(self.lease.connection(), text).await?;
+        let arguments = arguments(params)?;
+        if let Stage::Waiting(opened) = &self.stage {
+            let mut lease = opened.bulk.lease().await?;
+            store.start_log(opened, lease.connection()).await;
+            self.stage = Stage::Begun(lease);
+        }
+        let Stage::Begun(lease) = &mut self.stage else { return Err(self.has_ended()) };
+        let (mut text, checked) = store.check(lease.connection(), text, &arguments).await?;
         if self.read_only && !checked.read_only {
             return Err(Error::new(ErrorKind::Denied, "a read-only transaction does not write"));
         }
-        let result = store.run(&mut self.lease, text, checked, params, max_bytes).await;
+        if !lease.in_transaction {
+            // From here on whoever drops the lease rolls back, this future too.
+            lease.in_transaction = true;
+            text = format!("BEGIN IMMEDIATE; {text}").into();
+        }
+        let result = store.run(lease, text, checked, arguments, max_bytes).await;
         if result.is_err() {
             // Without this, what follows would run, and stay, outside of any transaction.
-            self.ended = self.lease.broken || !is_in_transaction(self.lease.connection()).await;
+            self.ended = lease.broken || !is_in_transaction(lease.connection()).await;
         }
         result
     }
@@ -522,23 +542,28 @@ impl Transaction {
         Error::new(ErrorKind::InvalidArgument, "the transaction was rolled back by an earlier error")
     }
 
-    pub(super) async fn commit(mut self) -> Result<()> {
+    pub(super) async fn commit(self) -> Result<()> {
         if self.ended {
             return Err(self.has_ended());
         }
+        let Stage::Begun(mut lease) = self.stage else { return Ok(()) };
+        if !lease.in_transaction {
+            lease.give_back();
+            return Ok(());
+        }
         // An error leaves the lease to be rolled back.
-        match self.store.command(&mut self.lease, "COMMIT").await {
+        match self.store.command(&mut lease, "COMMIT").await {
             Ok(()) => {
                 if let Some(unsynced) = &self.unsynced {
                     unsynced.store(true, Ordering::Release);
                 }
-                self.lease.in_transaction = false;
-                self.restore_time().await;
-                self.lease.give_back();
+                lease.in_transaction = false;
+                self.store.restore_time(&mut lease).await;
+                lease.give_back();
                 Ok(())
             }
             Err(mut error) => {
-                if self.lease.broken || error.kind == ErrorKind::Unavailable {
+                if lease.broken || error.kind == ErrorKind::Unavailable {
                     error.retry = Retry::UnknownOutcome;
                 }
                 Err(error)
@@ -546,20 +571,13 @@ impl Transaction {
         }
     }
 
-    pub(super) async fn rollback(mut self) -> Result<()> {
-        self.lease.roll_back().await;
-        self.restore_time().await;
-        self.lease.give_back();
-        Ok(())
-    }
-
-    /// Whoever has the connection next has the usual time. Where that fails, it is closed.
-    async fn restore_time(&mut self) {
-        if self.lease.statement_time.is_some()
-            && bound_statements(self.lease.connection(), self.store.settings.timeout).await.is_ok()
-        {
-            self.lease.statement_time = None;
+    pub(super) async fn rollback(self) -> Result<()> {
+        if let Stage::Begun(mut lease) = self.stage {
+            lease.roll_back().await;
+            self.store.restore_time(&mut lease).await;
+            lease.give_back();
         }
+        Ok(())
     }
 }
 
@@ -651,6 +669,21 @@ fn arguments(params: Vec<SqlValue>) -> Result<SqliteArguments> {
     Ok(arguments)
 }
 
+/// How many rows a statement changed. Of one before it SQLite says again what the last one that changed any did.
+async fn change<'q>(
+    connection: &mut SqliteConnection,
+    query: sqlx::query::Query<'q, Sqlite, SqliteArguments>,
+) -> sqlx::Result<Rows> {
+    let mut stream = connection.fetch_many(query);
+    let mut rows = Rows::default();
+    while let Some(step) = stream.next().await {
+        if let Either::Left(done) = step? {
+            rows.affected = done.rows_affected();
+        }
+    }
+    Ok(rows)
+}
+
 /// The rows until they reach `max_bytes`, but at least one.
 async fn read<'q>(
     connection: &mut SqliteConnection,
@@ -673,7 +706,7 @@ async fn read<'q>(
         };
         let Some(step) = step else { break };
         match step? {
-            Either::Left(done) => rows.affected += done.rows_affected(),
+            Either::Left(done) => rows.affected = done.rows_affected(),
             Either::Right(_) if bytes >= max_bytes => {
                 rows.more = true;
                 break;

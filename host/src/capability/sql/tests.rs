@@ -116,6 +116,56 @@ async fn a_watch_sees_every_commit_and_no_look() {
 }
 
 #[tokio::test]
+async fn a_bulk_transaction_begins_with_its_first_statement() {
+    let (_directory, database) = with_table().await;
+    let insert = |ids: &[&str]| {
+        let rows: Vec<String> = ids.iter().map(|id| format!("('{id}', 1, NULL)")).collect();
+        format!("INSERT INTO t VALUES {}", rows.join(", "))
+    };
+    let ids = || async { run(&database, "SELECT id FROM t ORDER BY id").await.unwrap().cells };
+    // Whoever has begun without a statement is in nobody's way.
+    let mut first = database.begin_bulk().await.unwrap();
+    let mut second = database.begin_bulk().await.unwrap();
+    let idle = database.begin_bulk().await.unwrap();
+    let rows = second.query(&insert(&["a", "b", "c"]), Vec::new(), 0).await.unwrap();
+    assert_eq!(rows.affected, 3);
+    second.commit().await.unwrap();
+    idle.commit().await.unwrap();
+    database.begin_bulk().await.unwrap().rollback().await.unwrap();
+
+    // SQLite remembers the three of before.
+    let rows = first.query("SELECT count(*) FROM t", Vec::new(), REPLY_BYTES_MAX).await.unwrap();
+    assert_eq!((rows.cells, rows.columns.len()), (vec![SqlValue::Integer(3)], 1));
+    assert_eq!(first.query(&insert(&["d"]), Vec::new(), 0).await.unwrap().affected, 1);
+    first.rollback().await.unwrap();
+    assert_eq!(ids().await, [text("a"), text("b"), text("c")]);
+
+    // What is wrong with the first statement is that statement's alone.
+    let mut transaction = database.begin_bulk().await.unwrap();
+    for (wrong, kind) in [
+        ("SELECT * FROM missing", ErrorKind::InvalidArgument),
+        ("INSERT INTO t VALUES (?, 1, NULL)", ErrorKind::InvalidArgument),
+        ("COMMIT", ErrorKind::Denied),
+        (&*insert(&["d", "a"]), ErrorKind::AlreadyExists),
+        (&*insert(&["d", "a"]), ErrorKind::AlreadyExists),
+    ] {
+        assert_eq!(transaction.attempt(wrong, Vec::new(), 0).await.unwrap_err().kind, kind, "{wrong}");
+    }
+    transaction.query(&insert(&["d", "e"]), Vec::new(), 0).await.unwrap();
+    assert_eq!(ids().await.len(), 3, "nothing was committed");
+    transaction.commit().await.unwrap();
+    assert_eq!(ids().await.len(), 5);
+
+    let mut dropped = database.begin_bulk().await.unwrap();
+    dropped.query(&insert(&["f"]), Vec::new(), 0).await.unwrap();
+    drop(dropped);
+    let mut next = database.begin_bulk().await.unwrap();
+    next.query(&insert(&["g"]), Vec::new(), 0).await.unwrap();
+    next.commit().await.unwrap();
+    assert_eq!(ids().await.len(), 6, "what was dropped was rolled back");
+}
+
+#[tokio::test]
 async fn the_log_of_a_database_behind_a_link_is_found() {
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("elsewhere")).unwrap();
