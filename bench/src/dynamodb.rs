@@ -3,10 +3,13 @@
 //!
 //! Both are at one engine, which is a process of this run, each with tables of its own; and for a migration at one that
 //! has nothing else in it, because it gets slower with all that it holds. A migration is measured at tables in memory and at
-//! tables in a file, which lies in memory too: the ways differ in what a write costs beside a read.
+//! tables in a file, which lies in memory too: the ways differ in what a write costs beside a read. Then the engine has a core
+//! for itself, as a service has a machine of its own ([`Apart`]): what it accepts is what is measured.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -32,7 +35,7 @@ use tokio::task::JoinSet;
 
 use crate::Settings;
 use crate::boundary::{BATCH_ENTITIES, Component, Data, Side};
-use crate::measure::{Times, take_turns};
+use crate::measure::{Times, in_task, take_turns};
 use crate::report::{Row, Section};
 
 /// How often one of each is done in a turn.
@@ -141,21 +144,22 @@ impl Program {
 
     /// All of them, by the service's fastest way, which replaces what is there; or, where it looks, only under ids that it
     /// finds nothing under.
-    async fn load(&self, machines: &[Entity], looks: bool) -> Result<Duration> {
+    async fn load(self: Arc<Self>, data: Arc<Data>, looks: bool) -> Result<Duration> {
         let started = Instant::now();
         let permits = Arc::new(Semaphore::new(BATCHES_SIDE_BY_SIDE));
         let mut batches = JoinSet::new();
-        for looked_up in machines.chunks(if looks { LOOKED_UP_ITEMS } else { BATCH_ITEMS }) {
+        let at_once = if looks { LOOKED_UP_ITEMS } else { BATCH_ITEMS };
+        for from in (0..data.machines.len()).step_by(at_once) {
             let permit = permits.clone().acquire_owned().await?;
-            let look = looks.then(|| self.look(looked_up)).transpose()?;
-            let writes = looked_up.chunks(BATCH_ITEMS).map(|batch| self.write(batch)).collect::<Result<Vec<_>>>()?;
+            let (program, data) = (self.clone(), data.clone());
             batches.spawn(async move {
-                if let Some(look) = look {
-                    let found = look.send().await?.responses.unwrap_or_default();
+                let machines = &data.machines[from..data.machines.len().min(from + at_once)];
+                if looks {
+                    let found = program.look(machines)?.send().await?.responses.unwrap_or_default();
                     ensure!(found.values().all(Vec::is_empty), "a machine is there already");
                 }
-                for write in writes {
-                    let answer = write.send().await?;
+                for batch in machines.chunks(BATCH_ITEMS) {
+                    let answer = program.write(batch)?.send().await?;
                     ensure!(answer.unprocessed_items.is_none_or(|left| left.is_empty()), "the engine left items");
                 }
                 drop(permit);
@@ -219,14 +223,6 @@ pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Sect
         rows.extend(load(settings, runtime, count, storage)?);
     }
     Ok(vec![Section { title: "DynamoDB behind a component, and the same calls without larder", peer: "the SDK", rows }])
-}
-
-/// A turn, as a server has its handlers run: in a task, on the thread that answers come in on. From a thread of its own each
-/// request would wake another thread twice, which takes as long as much of what is measured.
-fn in_task(runtime: &Runtime, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<Duration> {
-    let started = Instant::now();
-    runtime.block_on(runtime.spawn(work))??;
-    Ok(started.elapsed())
 }
 
 fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec<Row>> {
@@ -307,16 +303,82 @@ fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec
     Ok(vec![gets, saves])
 }
 
+/// An engine on a core of its own, and this process on the others. Where both share all of them, each takes from the other what
+/// it measures it with, and the more so the more it computes for itself.
+struct Apart {
+    engine: Engine,
+    cores: Vec<u32>,
+}
+
+impl Apart {
+    fn new(engine: Engine) -> Result<Apart> {
+        let cores = own_cores()?;
+        if let (Some(first), Some(process)) = (cores.first(), engine.process()) {
+            // What shares a core with it computes at its cost.
+            let path = format!("/sys/devices/system/cpu/cpu{first}/topology/thread_siblings_list");
+            let siblings = fs::read_to_string(path).map_or_else(|_| Ok(vec![*first]), |list| listed(&list))?;
+            let others: Vec<u32> = cores.iter().copied().filter(|core| !siblings.contains(core)).collect();
+            if !others.is_empty() {
+                keep_on(&[*first], process)?;
+                keep_on(&others, std::process::id())?;
+            }
+        }
+        Ok(Apart { engine, cores })
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        if let Err(error) = keep_on(&self.cores, std::process::id()) {
+            eprintln!("what follows is measured on fewer cores: {error:#}");
+        }
+    }
+}
+
+/// The cores that this process may run on.
+fn own_cores() -> Result<Vec<u32>> {
+    let status = fs::read_to_string("/proc/self/status").context("the bench of DynamoDB needs Linux")?;
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).context("no list of cores")?;
+    listed(list)
+}
+
+/// Cores as the system lists them: `0-3,8`.
+fn listed(list: &str) -> Result<Vec<u32>> {
+    let mut cores = Vec::new();
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cores.extend(first.parse::<u32>()?..=last.parse()?);
+    }
+    Ok(cores)
+}
+
+/// Keeps all threads of a process on these cores.
+fn keep_on(cores: &[u32], process: u32) -> Result<()> {
+    let list: Vec<String> = cores.iter().map(u32::to_string).collect();
+    let mut command = Command::new("taskset");
+    command.args(["--all-tasks", "--cpu-list", "--pid", &list.join(","), &process.to_string()]);
+    // A thread may end while the others are gone through.
+    for attempt in 1.. {
+        let output = command.output().context("`taskset`, of util-linux, cannot be run")?;
+        let is_done = output.status.success();
+        ensure!(is_done || attempt < 20, "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        if is_done {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// The move of a migration from SQLite beside loaders that have everything in memory already.
 fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) -> Result<[Row; 2]> {
     let folder = settings.folder()?;
-    let data = Data::new(count)?;
+    let data = Arc::new(Data::new(count)?);
     let prefix = prefix();
     let host =
         |engine: &Engine| anyhow::Ok(Host::new(config(engine, &prefix, folder.path())?, Some(&settings.plugins))?);
-    let engine = || Engine::start(&settings.dynamodb, storage);
+    let engine = || Apart::new(Engine::start(&settings.dynamodb, storage)?);
     runtime.block_on(async {
-        let engine = engine()?;
+        let engine = Engine::start(&settings.dynamodb, storage)?;
         let host = host(&engine)?;
         let source = host.open(Some("sql")).await?;
         source.prepare(false, false).await?;
@@ -343,7 +405,7 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) 
     let moved = || {
         let engine = engine()?;
         runtime.block_on(async {
-            let host = host(&engine)?;
+            let host = host(&engine.engine)?;
             let (source, target) = (host.open(Some("sql")).await?, host.open(Some("dynamodb")).await?);
             target.prepare(false, false).await?;
             let mut moved = Duration::ZERO;
@@ -362,10 +424,10 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) 
     let loaded = |looks| {
         let engine = engine()?;
         runtime.block_on(async {
-            let host = host(&engine)?;
+            let host = host(&engine.engine)?;
             host.open(Some("dynamodb")).await?.prepare(false, false).await?;
             host.close().await;
-            Program::new(&engine, &prefix).load(&data.machines, looks).await
+            Arc::new(Program::new(&engine.engine, &prefix)).load(data.clone(), looks).await
         })
     };
     let [ours, blind, looking]: [Times; 3] =
@@ -375,14 +437,8 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) 
         Storage::Memory => "tables in memory",
     };
     let what = format!("move {count} machines out of SQLite, {tables}, beside a loader");
-    let blind = Row::new(format!("{what} that replaces what is there"), &ours, &blind);
     Ok([
+        Row::new(format!("{what} that replaces what is there"), &ours, &blind).at_most(LOAD_RATIO_MAX),
         Row::new(format!("{what} that looks first, as larder does"), &ours, &looking).at_most(LOAD_RATIO_MAX),
-        match storage {
-            Storage::File => blind.at_most(LOAD_RATIO_MAX),
-            // To look is so large a part of what this engine has to do that the loader that looks takes 1.2 to 1.5 times as
-            // long as this one itself.
-            Storage::Memory => blind,
-        },
     ])
 }

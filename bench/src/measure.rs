@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tokio::runtime::Runtime;
 
 /// Prepares itself, does the work once, and says how long the work alone took.
 pub(crate) type Contestant<'a> = Box<dyn FnMut() -> Result<Duration> + 'a>;
@@ -55,6 +56,14 @@ pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)
     let started = Instant::now();
     let value = work()?;
     Ok((started.elapsed(), value))
+}
+
+/// A turn, as a server has its handlers run: in a task, on the thread that answers come in on. From a thread of its own each
+/// request would wake another thread twice, which takes as long as much of what is measured.
+pub(crate) fn in_task(runtime: &Runtime, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<Duration> {
+    let started = Instant::now();
+    runtime.block_on(runtime.spawn(work))??;
+    Ok(started.elapsed())
 }
 
 /// How long a process ran that ended well, and the most memory in bytes that it had.

@@ -18,7 +18,7 @@ pub fn check_id(id: &str) -> Result<()> {
     if id.is_empty() {
         return Err(Error::invalid("an id is not empty"));
     }
-    if id.chars().nth(ID_CHARS_MAX).is_some() {
+    if id.len() > ID_CHARS_MAX && id.chars().nth(ID_CHARS_MAX).is_some() {
         return Err(Error::invalid(format!("an id has at most {ID_CHARS_MAX} characters: {}", quoted(id))));
     }
     if id.chars().any(char::is_control) {

@@ -9,7 +9,7 @@ use crate::{Collection, json::Object};
 /// required` where it is absent or null, `templates.name is longer than 255 characters` where it is text.
 pub fn violations(collection: &Collection, entity: &impl Object) -> Vec<String> {
     let mut broken = Vec::new();
-    for field in &collection.fields {
+    for field in collection.fields.iter().filter(|field| field.required || field.max_length.is_some()) {
         let name = format_args!("{}.{}", collection.name, field.name);
         match (entity.get(&field.name), field.max_length) {
             (None | Some(Value::Null), _) if field.required => broken.push(format!("{name} is required")),

@@ -173,7 +173,7 @@ impl Database {
     /// Begins a transaction that writes, and that is durable after [`Database::sync`].
     pub async fn begin_bulk(&self) -> Result<Transaction> {
         match &self.backend {
-            Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin_bulk()?))),
+            Backend::Sqlite(store) => Ok(Transaction(Begun::Sqlite(store.begin_bulk()))),
             Backend::Postgres(store) => Ok(Transaction(Begun::Postgres(store.begin_bulk().await?))),
         }
     }

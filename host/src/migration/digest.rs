@@ -3,6 +3,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::hash::{DefaultHasher, Hasher};
 
 use larder_model::Entity;
 use larder_model::json::{self, Members, Object as _};
@@ -97,10 +98,11 @@ impl Term {
     }
 }
 
-/// The bucket of an id.
+/// The bucket of an id: the same in one process.
 pub(super) fn bucket_of(id: &str) -> u16 {
-    let hash = Sha256::digest(id);
-    u16::from_le_bytes([hash[0], hash[1]]) % BUCKETS as u16
+    let mut hasher = DefaultHasher::new();
+    hasher.write(id.as_bytes());
+    (hasher.finish() % BUCKETS as u64) as u16
 }
 
 /// How many entities, and the sum of their hashes. Two collections with equal digests hold the same entities under the

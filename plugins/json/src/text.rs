@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr2;
+use memchr::{memchr2, memmem};
 use serde::{
     Deserializer as _,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -13,9 +13,6 @@ use serde_json::value::RawValue;
 
 /// Spaces a level.
 const INDENT: usize = 2;
-
-/// Of a string that is looked at byte by byte, before its end is searched for.
-const SHORT_BYTES: usize = 24;
 
 /// Appends `value` as it stands `depth` levels deep in a document.
 pub(crate) fn pretty(value: &[u8], depth: usize, out: &mut Vec<u8>) {
@@ -42,56 +39,39 @@ pub(crate) fn compact(value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// [`compact`] and [`version`] in one pass.
+/// [`compact`] and [`version`] of a body, which for most bodies takes a glance: they are written without white space, and
+/// hold scalars.
 pub(crate) fn compact_with_version(value: &[u8], member: &str) -> (Vec<u8>, u64) {
-    if value.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-        return (compact(value), 0);
+    let (mut spaces, mut openings, mut escapes) = (0_u32, 0_u32, 0_u32);
+    for &byte in value {
+        spaces += u32::from(matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
+        openings += u32::from(byte == b'{') + 2 * u32::from(byte == b'[');
+        escapes += u32::from(byte == b'\\');
     }
-    let mut out = Vec::with_capacity(value.len());
-    let (mut from, mut at, mut depth) = (0, 0, 0);
-    // Of the object's own members: whether a name comes next, and whether the last one is the version's.
-    let (mut is_name, mut is_version) = (false, false);
-    let mut version = None;
-    while let Some(&byte) = value.get(at) {
-        match byte {
-            b'"' => {
-                let end = string_end(value, at);
-                if depth == 1 && is_name {
-                    let name = &value[at + 1..end - 1];
-                    if name.contains(&b'\\') {
-                        return (compact(value), self::version(value, member));
-                    }
-                    (is_name, is_version) = (false, name == member.as_bytes());
-                }
-                at = end;
-                continue;
-            }
-            b' ' | b'\t' | b'\n' | b'\r' => {
-                out.extend_from_slice(&value[from..at]);
-                from = at + 1;
-            }
-            b'{' | b'[' => {
-                depth += 1;
-                is_name = depth == 1;
-            }
-            b'}' | b']' => depth -= 1,
-            b',' if depth == 1 => is_name = true,
-            b':' if depth == 1 && is_version => version = integer(&value[at + 1..]),
-            _ => {}
-        }
-        at += 1;
-    }
-    out.extend_from_slice(&value[from..]);
-    (out, version.unwrap_or(0))
+    let compact = if spaces == 0 { value.to_vec() } else { compact(value) };
+    // A name that could stand between the quotes of two other texts is looked for in earnest.
+    let is_odd = member.contains('"') || member.starts_with([',', ':']);
+    let is_flat = openings == 1 && escapes == 0 && value.first() == Some(&b'{') && !is_odd;
+    let version = match is_flat {
+        true => version_of_flat(&compact, member),
+        false => version(value, member),
+    };
+    (compact, version)
 }
 
-/// The version that a value begins with.
-fn integer(value: &[u8]) -> Option<u64> {
-    let value = value.trim_ascii_start();
-    let end = value.iter().position(|byte| matches!(byte, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r'))?;
-    usable(std::str::from_utf8(&value[..end]).ok()?)
+/// The version in an object without white space, without an object or array in it, and without an escape: then the name
+/// between quotes and before a colon can be nothing but the name of the member. Of two, the last one counts.
+fn version_of_flat(body: &[u8], member: &str) -> u64 {
+    let found = memmem::rfind_iter(body, member).find_map(|at| {
+        let value = body[at + member.len()..].strip_prefix(b"\":")?;
+        body[..at].ends_with(b"\"").then_some(value)
+    });
+    let Some(value) = found else { return 0 };
+    let end = value.iter().position(|byte| matches!(byte, b',' | b'}')).unwrap_or(value.len());
+    std::str::from_utf8(&value[..end]).ok().and_then(usable).unwrap_or(0)
 }
 
+/// The version that a number is.
 fn usable(number: &str) -> Option<u64> {
     u64::try_from(number.parse::<i64>().ok()?).ok()
 }
@@ -158,15 +138,6 @@ fn rewrite(value: &[u8], mut depth: usize, out: &mut Vec<u8>) {
 /// Behind the quote that closes the string that starts at `start`.
 fn string_end(value: &[u8], start: usize) -> usize {
     let mut at = start + 1;
-    // Most are short.
-    while at <= start + SHORT_BYTES {
-        match value.get(at) {
-            Some(b'"') => return at + 1,
-            Some(b'\\') => at += 2,
-            Some(_) => at += 1,
-            None => return value.len(),
-        }
-    }
     while let Some(found) = value.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
         at += found;
         if value[at] == b'"' {
@@ -251,8 +222,12 @@ mod tests {
             (r#"{"versio\u006e":3}"#, 3),
             (r#" { "a" : [ "version" , { "version" : 9 } , [ 1 ] ] , "version" : 7 , "b" : "version" } "#, 7),
             (r#"{"a":"\" :,{","version":7}"#, 7),
-            (r#"{"a":"a text that is longer than what is looked at byte by byte, \\","version":7}"#, 7),
-            (r#"{"a":"23456789012345678901234\"","version":7}"#, 7),
+            (r#"{"a":"version","b":"{:","my version":9,"version":7,"versions":8}"#, 7),
+            (r#"{"a":"two words","version":7,"version":8}"#, 8),
+            (r#"{"a":9,"version":7}"#, 7),
+            (r#"{"a":"x",":5,y":1}"#, 0),
+            (r#"{"a":":5,"}"#, 0),
+            (r#"{"a":"two words","b":["version"],"version":7}"#, 7),
             (r#"["version",{"version":7},7]"#, 0),
             (r#""version""#, 0),
             (r#"{"version":"version","a":7}"#, 0),
@@ -264,6 +239,9 @@ mod tests {
             ("{}", 0),
         ] {
             assert_eq!(version(body.as_bytes(), "version"), expected, "{body}");
+            for odd in [r#"a":9,"version"#, ",", ":"] {
+                assert_eq!(compact_with_version(body.as_bytes(), odd).1, 0, "{body}");
+            }
             assert_eq!(
                 compact_with_version(body.as_bytes(), "version"),
                 (compact(body.as_bytes()), expected),

@@ -55,13 +55,22 @@ pub(crate) fn entities(table: &Table, packed: &[SqlValue]) -> Result<Option<Vec<
 fn plain(table: &Table, row: &[Cell<'_>], body_bytes: usize) -> Option<Entity> {
     let [columns @ .., Cell::Null, Cell::Null] = row else { return None };
     let Some(Cell::Text(id)) = columns.first() else { return None };
+    let needs_cell = |kind: Kind, cell: &Cell<'_>| {
+        matches!(
+            (kind, cell),
+            (Kind::Field(FieldType::Json | FieldType::Boolean), Cell::Text(_) | Cell::Integer(_))
+                | (_, Cell::Number(_))
+        )
+    };
+    if table.columns.iter().zip(columns).any(|(column, cell)| needs_cell(column.kind, cell)) {
+        return None;
+    }
     let mut body = Vec::with_capacity(body_bytes);
     let mut version = 0;
     for (position, (column, cell)) in table.columns.iter().zip(columns).enumerate() {
-        match (column.kind, cell) {
-            (_, Cell::Null) => {}
-            (Kind::Field(FieldType::Json | FieldType::Boolean), _) | (_, Cell::Number(_)) => return None,
-            (_, Cell::Text(text)) => {
+        match cell {
+            Cell::Null | Cell::Number(_) => {}
+            Cell::Text(text) => {
                 row::begin(&mut body, &column.member);
                 match text {
                     // Nothing in it needed an escape.
@@ -73,7 +82,7 @@ fn plain(table: &Table, row: &[Cell<'_>], body_bytes: usize) -> Option<Entity> {
                     Cow::Owned(text) => row::write_text(&mut body, text),
                 }
             }
-            (_, Cell::Integer(value)) => {
+            Cell::Integer(value) => {
                 if table.version == Some(position) {
                     version = u64::try_from(*value).unwrap_or(0);
                 }

@@ -114,6 +114,11 @@ impl Engine {
         self.server.port
     }
 
+    /// Its process, none where it was killed.
+    pub fn process(&self) -> Option<u32> {
+        self.server.running.as_ref().map(|running| running.server.id())
+    }
+
     /// What `endpoint_url` names.
     pub fn url(&self) -> String {
         self.server.url()

@@ -332,11 +332,9 @@ impl Store {
     }
 
     /// One that writes and whose commit does not wait for the disk.
-    pub(super) fn begin_bulk(self: &Arc<Self>) -> Result<Transaction> {
-        let opened = self.opened(true)?.expect("it was to be made");
-        let unsynced = Some(Arc::clone(&opened.unsynced));
-        let stage = Stage::Waiting(Box::new(opened));
-        Ok(Transaction { store: Arc::clone(self), stage, read_only: false, ended: false, unsynced })
+    pub(super) fn begin_bulk(self: &Arc<Self>) -> Transaction {
+        let store = Arc::clone(self);
+        Transaction { store, stage: Stage::Waiting, read_only: false, ended: false, unsynced: None }
     }
 
     /// Puts on the disk what bulk transactions left in the log. What went from the log to the file was synced on its way.
@@ -501,7 +499,7 @@ pub(super) struct Transaction {
 enum Stage {
     /// It begins with its first statement, in one message to SQLite's thread: bulk loads queue for one connection, and who
     /// has it should have its rows made.
-    Waiting(Box<Opened>),
+    Waiting,
     Begun(Lease),
 }
 
@@ -515,9 +513,11 @@ impl Transaction {
         let store = &self.store;
         let text = guard::screen(text).map_err(|refusal| store.refuse(refusal))?;
         let arguments = arguments(params)?;
-        if let Stage::Waiting(opened) = &self.stage {
+        if let Stage::Waiting = &self.stage {
+            let opened = store.opened(true)?.expect("it was to be made");
             let mut lease = opened.bulk.lease().await?;
-            store.start_log(opened, lease.connection()).await;
+            store.start_log(&opened, lease.connection()).await;
+            self.unsynced = Some(opened.unsynced);
             self.stage = Stage::Begun(lease);
         }
         let Stage::Begun(lease) = &mut self.stage else { return Err(self.has_ended()) };
