@@ -364,13 +364,13 @@ fn single(settings: &Settings, runtime: &Runtime, place: &Place, data: &Arc<Data
 
     let saves = if settings.quick { SAVES_QUICK } else { SAVES };
     let (name, count, max) = (place.name(), data.machines.len(), place.ratio_max());
-    let mut row = |what: String, [component, program, component_from_outside, native]: [Times; 4]| {
+    let mut row = |what: String, [component, native, program, component_in_task, program_in_task]: [Times; 5]| {
         rows.statements.push(Row::new(&what, &component, &program).at_most(max));
-        // How long these two are woken for differs from run to run more than they do: it is told, not judged.
-        rows.native.push(Row::new(&what, &component_from_outside, &native));
+        // How long they are woken for differs from run to run more than the two sides do: it is told, not judged.
+        rows.statements.push(Row::new(format!("{what}, in a task"), &component_in_task, &program_in_task));
+        rows.native.push(Row::new(&what, &component, &native));
     };
-    // The strategy natively is called from a thread of its own and has each statement wait there, so the component stands
-    // beside it in the same way too.
+    // From a thread of their own, as a program calls who waits for the answer there; and below in a task, as a server does.
     let get = |side: &mut dyn Side| {
         let work = || {
             for machine in data.some(GETS) {
@@ -388,6 +388,18 @@ fn single(settings: &Settings, runtime: &Runtime, place: &Place, data: &Arc<Data
     let times = take_turns(
         settings.rounds(),
         [
+            Box::new(|| get(&mut component)),
+            Box::new(|| get(&mut native)),
+            Box::new(|| {
+                let work = || {
+                    for machine in data.some(GETS) {
+                        let answer = runtime.block_on(async { program.lock().await.get(&machine.id).await })?;
+                        ensure!(answer.len() > 100, "{} is not there", machine.id);
+                    }
+                    Ok(())
+                };
+                timed(work).map(|(took, ())| took)
+            }),
             Box::new(|| {
                 let (repository, data) = (repository.clone(), data.clone());
                 in_task(runtime, async move {
@@ -409,14 +421,21 @@ fn single(settings: &Settings, runtime: &Runtime, place: &Place, data: &Arc<Data
                     Ok(())
                 })
             }),
-            Box::new(|| get(&mut component)),
-            Box::new(|| get(&mut native)),
         ],
     )?;
     row(format!("{name}: get one of {count}, {GETS} times"), times);
     let times = take_turns(
         settings.rounds(),
         [
+            Box::new(|| save(&mut component)),
+            Box::new(|| save(&mut native)),
+            Box::new(|| {
+                let work = || {
+                    let save = |machine: &Entity| async { program.lock().await.save(&machine.body).await };
+                    data.some(saves).try_for_each(|machine| runtime.block_on(save(machine)))
+                };
+                timed(work).map(|(took, ())| took)
+            }),
             Box::new(|| {
                 let (repository, data) = (repository.clone(), data.clone());
                 in_task(runtime, async move {
@@ -436,8 +455,6 @@ fn single(settings: &Settings, runtime: &Runtime, place: &Place, data: &Arc<Data
                     Ok(())
                 })
             }),
-            Box::new(|| save(&mut component)),
-            Box::new(|| save(&mut native)),
         ],
     )?;
     row(format!("{name}: save one of {count}, {saves} times"), times);
