@@ -431,8 +431,10 @@ fn single(settings: &Settings, runtime: &Runtime, place: &Place, data: &Arc<Data
             Box::new(|| save(&mut native)),
             Box::new(|| {
                 let work = || {
-                    let save = |machine: &Entity| async { program.lock().await.save(&machine.body).await };
-                    data.some(saves).try_for_each(|machine| runtime.block_on(save(machine)))
+                    for machine in data.some(saves) {
+                        runtime.block_on(async { program.lock().await.save(&machine.body).await })?;
+                    }
+                    Ok(())
                 };
                 timed(work).map(|(took, ())| took)
             }),
