@@ -3,6 +3,7 @@
 //! waits for, also the obvious program without larder: one `INSERT` a row.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -23,7 +24,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::runtime::Runtime;
 
 use crate::Settings;
-use crate::measure::{Contestant, Times, take_turns, timed};
+use crate::measure::{Contestant, Times, in_task, take_turns, timed};
 use crate::native::{self, NativeFiles, NativeSql};
 use crate::report::{Row, Section};
 
@@ -203,6 +204,29 @@ impl<'a> Component<'a> {
     pub(crate) fn repository(&self) -> Repository {
         self.repository.clone()
     }
+}
+
+/// Gets of single machines through a component, in a task.
+pub(crate) fn get_in_task(runtime: &Runtime, from: &Repository, data: &Arc<Data>, count: usize) -> Result<Duration> {
+    let (repository, data) = (from.clone(), data.clone());
+    in_task(runtime, async move {
+        for machine in data.some(count) {
+            let found = repository.get_one("machines", &machine.id).await?;
+            ensure!(found.is_some(), "{} is not there", machine.id);
+        }
+        Ok(())
+    })
+}
+
+/// Saves of single machines through a component, in a task.
+pub(crate) fn save_in_task(runtime: &Runtime, to: &Repository, data: &Arc<Data>, count: usize) -> Result<Duration> {
+    let (repository, data) = (to.clone(), data.clone());
+    in_task(runtime, async move {
+        for machine in data.some(count) {
+            repository.save("machines", &machine.body, Expectation::Any).await?;
+        }
+        Ok(())
+    })
 }
 
 impl Side for Component<'_> {

@@ -3,8 +3,8 @@
 //!
 //! Both are at one engine, which is a process of this run, each with tables of its own; and for a migration at one that
 //! has nothing else in it, because it gets slower with all that it holds. A migration is measured at tables in memory and at
-//! tables in a file, which lies in memory too: the ways differ in what a write costs beside a read. Then the engine has a core
-//! for itself, as a service has a machine of its own ([`Apart`]): what it accepts is what is measured.
+//! tables in a file, which lies in memory too: the ways differ in what a write costs beside a read. And with a core for the
+//! engine alone, as a service has a machine of its own ([`Apart`]), beside one where it shares all cores with who asks it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -26,7 +26,7 @@ use aws_sdk_dynamodb::types::{
 use larder::config::Config;
 use larder::host::Host;
 use larder::migration::{self, Event, Options, Step};
-use larder_model::{Entity, Existing, Expectation};
+use larder_model::{Entity, Existing};
 use larder_test_engine::{Engine, REGION, Storage};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
@@ -34,7 +34,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::Settings;
-use crate::boundary::{BATCH_ENTITIES, Component, Data, Side};
+use crate::boundary::{BATCH_ENTITIES, Component, Data, Side, get_in_task, save_in_task};
 use crate::measure::{Times, in_task, take_turns};
 use crate::report::{Row, Section};
 
@@ -219,8 +219,8 @@ pub(crate) fn measure(settings: &Settings, runtime: &Runtime) -> Result<Vec<Sect
     let mut rows = single(settings, runtime, &engine)?;
     drop(engine);
     let count = if settings.quick { 2_000 } else { 100_000 };
-    for storage in [Storage::File, Storage::Memory] {
-        rows.extend(load(settings, runtime, count, storage)?);
+    for (storage, apart) in [(Storage::File, true), (Storage::Memory, true), (Storage::Memory, false)] {
+        rows.extend(load(settings, runtime, count, storage, apart)?);
     }
     Ok(vec![Section { title: "DynamoDB behind a component, and the same calls without larder", peer: "the SDK", rows }])
 }
@@ -247,16 +247,7 @@ fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec
     let [ours, theirs] = take_turns(
         rounds,
         [
-            Box::new(|| {
-                let (repository, data) = (repository.clone(), data.clone());
-                in_task(runtime, async move {
-                    for machine in data.some(GETS) {
-                        let found = repository.get_one("machines", &machine.id).await?;
-                        ensure!(found.is_some(), "{} is not there", machine.id);
-                    }
-                    Ok(())
-                })
-            }),
+            Box::new(|| get_in_task(runtime, &repository, &data, GETS)),
             Box::new(|| {
                 let (program, data) = (program.clone(), data.clone());
                 in_task(runtime, async move {
@@ -273,15 +264,7 @@ fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec
     let [ours, theirs] = take_turns(
         rounds,
         [
-            Box::new(|| {
-                let (repository, data) = (repository.clone(), data.clone());
-                in_task(runtime, async move {
-                    for machine in data.some(saves) {
-                        repository.save("machines", &machine.body, Expectation::Any).await?;
-                    }
-                    Ok(())
-                })
-            }),
+            Box::new(|| save_in_task(runtime, &repository, &data, saves)),
             Box::new(|| {
                 let (program, data) = (program.clone(), data.clone());
                 in_task(runtime, async move {
@@ -303,27 +286,25 @@ fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec
     Ok(vec![gets, saves])
 }
 
-/// An engine on a core of its own, and this process on the others. Where both share all of them, each takes from the other what
-/// it measures it with, and the more so the more it computes for itself.
+/// An engine on a core of its own, and this process on the others, as long as this lives. Where both share all of them, each
+/// takes from the other what it measures it with, and the more so the more it computes for itself.
 struct Apart {
-    engine: Engine,
     cores: Vec<u32>,
 }
 
 impl Apart {
-    fn new(engine: Engine) -> Result<Apart> {
-        let cores = own_cores()?;
-        if let (Some(first), Some(process)) = (cores.first(), engine.process()) {
-            // What shares a core with it computes at its cost.
-            let path = format!("/sys/devices/system/cpu/cpu{first}/topology/thread_siblings_list");
-            let siblings = fs::read_to_string(path).map_or_else(|_| Ok(vec![*first]), |list| listed(&list))?;
-            let others: Vec<u32> = cores.iter().copied().filter(|core| !siblings.contains(core)).collect();
-            if !others.is_empty() {
-                keep_on(&[*first], process)?;
-                keep_on(&others, std::process::id())?;
-            }
-        }
-        Ok(Apart { engine, cores })
+    fn new(engine: &Engine) -> Result<Apart> {
+        let apart = Apart { cores: own_cores()? };
+        let first = apart.cores.first().context("this process may run on no core")?;
+        let process = engine.process().context("the engine was started")?;
+        // What shares a core with it computes at its cost.
+        let path = format!("/sys/devices/system/cpu/cpu{first}/topology/thread_siblings_list");
+        let siblings = fs::read_to_string(path).map_or_else(|_| Ok(vec![*first]), |list| listed(&list))?;
+        let others: Vec<u32> = apart.cores.iter().copied().filter(|core| !siblings.contains(core)).collect();
+        ensure!(!others.is_empty(), "to measure an engine on a core of its own takes two cores");
+        keep_on(&[*first], process)?;
+        keep_on(&others, std::process::id())?;
+        Ok(apart)
     }
 }
 
@@ -370,13 +351,17 @@ fn keep_on(cores: &[u32], process: u32) -> Result<()> {
 }
 
 /// The move of a migration from SQLite beside loaders that have everything in memory already.
-fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) -> Result<[Row; 2]> {
+fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage, apart: bool) -> Result<[Row; 2]> {
     let folder = settings.folder()?;
     let data = Arc::new(Data::new(count)?);
     let prefix = prefix();
     let host =
         |engine: &Engine| anyhow::Ok(Host::new(config(engine, &prefix, folder.path())?, Some(&settings.plugins))?);
-    let engine = || Apart::new(Engine::start(&settings.dynamodb, storage)?);
+    let engine = || {
+        let engine = Engine::start(&settings.dynamodb, storage)?;
+        let apart = apart.then(|| Apart::new(&engine)).transpose()?;
+        anyhow::Ok((engine, apart))
+    };
     runtime.block_on(async {
         let engine = Engine::start(&settings.dynamodb, storage)?;
         let host = host(&engine)?;
@@ -403,9 +388,9 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) 
     };
     let rounds = settings.rounds().min(3);
     let moved = || {
-        let engine = engine()?;
+        let (engine, _apart) = engine()?;
         runtime.block_on(async {
-            let host = host(&engine.engine)?;
+            let host = host(&engine)?;
             let (source, target) = (host.open(Some("sql")).await?, host.open(Some("dynamodb")).await?);
             target.prepare(false, false).await?;
             let mut moved = Duration::ZERO;
@@ -422,12 +407,12 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) 
         })
     };
     let loaded = |looks| {
-        let engine = engine()?;
+        let (engine, _apart) = engine()?;
         runtime.block_on(async {
-            let host = host(&engine.engine)?;
+            let host = host(&engine)?;
             host.open(Some("dynamodb")).await?.prepare(false, false).await?;
             host.close().await;
-            Arc::new(Program::new(&engine.engine, &prefix)).load(data.clone(), looks).await
+            Arc::new(Program::new(&engine, &prefix)).load(data.clone(), looks).await
         })
     };
     let [ours, blind, looking]: [Times; 3] =
@@ -436,7 +421,8 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage) 
         Storage::File => "tables in a file",
         Storage::Memory => "tables in memory",
     };
-    let what = format!("move {count} machines out of SQLite, {tables}, beside a loader");
+    let cores = if apart { "" } else { ", all cores shared" };
+    let what = format!("move {count} machines out of SQLite, {tables}{cores}, beside a loader");
     Ok([
         Row::new(format!("{what} that replaces what is there"), &ours, &blind).at_most(LOAD_RATIO_MAX),
         Row::new(format!("{what} that looks first, as larder does"), &ours, &looking).at_most(LOAD_RATIO_MAX),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use larder::config::Config;
-use larder_model::{Entity, Expectation};
+use larder_model::Entity;
 use larder_plugin_sql::SqlStore;
 use larder_test_cluster::{Cluster, ROLE, Settings as ClusterSettings};
 use serde::Serialize;
@@ -24,7 +24,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::Settings;
-use crate::boundary::{BATCH_ENTITIES, Component, Data, INSERTS_RATIO_MAX, LOAD_RATIO_MAX, Machine, Native, Side};
+use crate::boundary::{
+    BATCH_ENTITIES, Component, Data, INSERTS_RATIO_MAX, LOAD_RATIO_MAX, Machine, Native, Side, get_in_task,
+    save_in_task,
+};
 use crate::measure::{Times, in_task, take_turns, timed};
 use crate::native::NativeSql;
 use crate::report::{Row, Section};
@@ -400,16 +403,7 @@ fn single(settings: &Settings, runtime: &Runtime, place: &Place, data: &Arc<Data
                 };
                 timed(work).map(|(took, ())| took)
             }),
-            Box::new(|| {
-                let (repository, data) = (repository.clone(), data.clone());
-                in_task(runtime, async move {
-                    for machine in data.some(GETS) {
-                        let found = repository.get_one("machines", &machine.id).await?;
-                        ensure!(found.is_some(), "{} is not there", machine.id);
-                    }
-                    Ok(())
-                })
-            }),
+            Box::new(|| get_in_task(runtime, &repository, data, GETS)),
             Box::new(|| {
                 let (program, data) = (program.clone(), data.clone());
                 in_task(runtime, async move {
@@ -438,15 +432,7 @@ fn single(settings: &Settings, runtime: &Runtime, place: &Place, data: &Arc<Data
                 };
                 timed(work).map(|(took, ())| took)
             }),
-            Box::new(|| {
-                let (repository, data) = (repository.clone(), data.clone());
-                in_task(runtime, async move {
-                    for machine in data.some(saves) {
-                        repository.save("machines", &machine.body, Expectation::Any).await?;
-                    }
-                    Ok(())
-                })
-            }),
+            Box::new(|| save_in_task(runtime, &repository, data, saves)),
             Box::new(|| {
                 let (program, data) = (program.clone(), data.clone());
                 in_task(runtime, async move {

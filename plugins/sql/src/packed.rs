@@ -69,7 +69,8 @@ fn plain(table: &Table, row: &[Cell<'_>], body_bytes: usize) -> Option<Entity> {
     let mut version = 0;
     for (position, (column, cell)) in table.columns.iter().zip(columns).enumerate() {
         match cell {
-            Cell::Null | Cell::Number(_) => {}
+            Cell::Null => {}
+            Cell::Number(_) => return None,
             Cell::Text(text) => {
                 row::begin(&mut body, &column.member);
                 match text {

@@ -133,8 +133,11 @@ async fn put_chunk(clients: &Clients, table: &str, items: &[String], deadline: I
             let retry = if count < all { Retry::UnknownOutcome } else { Retry::Safe };
             return Err(Error { retry, ..errors::throttled() });
         }
-        let items = items.into_iter().filter_map(|write| write.put_request);
-        left = puts(table, &items.map(|put| notation(item_from(put.item))).collect::<Result<Vec<_>>>()?);
+        let unknown = || Error::new(ErrorKind::Internal, "DynamoDB leaves a write undone that is no put");
+        let again = items.into_iter().map(|write| notation(item_from(write.put_request.ok_or_else(unknown)?.item)));
+        // The others may be stored.
+        let again = again.collect::<Result<Vec<_>>>();
+        left = puts(table, &again.map_err(|error| Error { retry: Retry::UnknownOutcome, ..error })?);
     }
 }
 
