@@ -29,6 +29,11 @@ use tokio::runtime::Runtime;
 
 use report::Section;
 
+/// The program's: larder is measured with what its users run it with.
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// What a subject is called, and what measures it.
 type Subject = (&'static str, fn(&Settings, &Runtime) -> Result<Vec<Section>>);
 

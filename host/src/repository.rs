@@ -1036,14 +1036,28 @@ impl Repository {
     /// # Ok(()) });
     /// ```
     pub async fn load(&self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
+        self.load_again(collection, &self.to_load(entities)?, existing).await
+    }
+
+    /// Entities as they cross, for [`Repository::load_again`].
+    pub(crate) fn to_load(&self, entities: Vec<Entity>) -> Result<Vec<types::Entity>> {
+        self.entities_into("load", entities)
+    }
+
+    /// As [`Repository::load`], for who may have to give the same entities once more.
+    pub(crate) async fn load_again(
+        &self,
+        collection: &str,
+        entities: &[types::Entity],
+        existing: Existing,
+    ) -> Result<Loaded> {
         self.collection(collection)?;
         let count = entities.len() as u64;
-        let entities = self.entities_into("load", entities)?;
         let existing = bindings::existing_into(existing);
         let store = &self.store;
         let deadline = store.deadline();
         let (loaded, mut lease) = leased!(store, lease(deadline), "load", |guest, context| guest
-            .call_load(context, collection, &entities, existing));
+            .call_load(context, collection, entities, existing));
         // Without state in memory, any instance flushes what any was given.
         if matches!(lease.edition.seats, Seats::One(_)) {
             locked(&store.loads).push(lease.ticket());

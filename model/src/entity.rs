@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use crate::json::{self, Members, Object, quoted};
+use crate::json::{self, MemberRef, Members, Object, quoted};
 use crate::{Collection, Entity, Error, ErrorKind, Expectation, Result, Write};
 
 /// The longest id.
@@ -31,18 +31,21 @@ pub fn check_id(id: &str) -> Result<()> {
 pub fn key_of<'a>(collection: &Collection, entity: &'a impl Object) -> Result<&'a str> {
     let key_member = || format!("{}: the key member {}", collection.name, quoted(&collection.key));
     match entity.get(&collection.key) {
-        Some(Value::String(id)) => match check_id(id) {
+        Some(MemberRef::Text(id)) => match check_id(id) {
             Ok(()) => Ok(id),
             Err(error) => Err(Error::invalid(format!("{} holds no id: {error}", key_member()))),
         },
-        Some(other) => Err(Error::invalid(format!("{} is {}, not a string", key_member(), json::type_name(other)))),
+        Some(other) => Err(Error::invalid(format!("{} is {}, not a string", key_member(), other.type_name()))),
         None => Err(Error::invalid(format!("{} is missing", key_member()))),
     }
 }
 
 /// The entity's version; 0 where it has none that is spelt as a non-negative integer below 2^63.
 pub fn version_of(collection: &Collection, entity: &impl Object) -> u64 {
-    entity.get(&collection.stamps.version).and_then(usable_version).unwrap_or(0)
+    match entity.get(&collection.stamps.version) {
+        Some(MemberRef::Other(version)) => usable_version(version).unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// The version after this one. After the largest comes 1 again, so that no two versions in a row are equal.

@@ -52,54 +52,134 @@ pub fn parse_wrapping(text: &[u8], levels: usize) -> Result<Map<String, Value>> 
 }
 
 /// An object's members in their order, each name once. Cheaper to make than a [`Map`], for who goes through them or looks
-/// for a few.
+/// for a few: names, and values that are texts, are borrowed where they have no escapes.
 #[derive(Debug, Default)]
-pub struct Members<'a>(Vec<(Cow<'a, str>, Value)>);
+pub struct Members<'a>(Vec<(Cow<'a, str>, Member<'a>)>);
+
+/// The value of one of [`Members`].
+#[derive(Debug)]
+pub enum Member<'a> {
+    /// A text.
+    Text(Cow<'a, str>),
+    /// A value of any other type.
+    Other(Value),
+}
+
+/// A member's value, looked at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MemberRef<'a> {
+    /// A text.
+    Text(&'a str),
+    /// A value of any other type.
+    Other(&'a Value),
+}
 
 /// An object whose members are found by name.
 pub trait Object {
     /// The value of a member.
-    fn get(&self, name: &str) -> Option<&Value>;
+    fn get(&self, name: &str) -> Option<MemberRef<'_>>;
 
     /// All members, in their order.
-    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &Value)>;
+    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, MemberRef<'_>)>;
 }
 
 impl Object for Map<String, Value> {
-    fn get(&self, name: &str) -> Option<&Value> {
-        Map::get(self, name)
+    fn get(&self, name: &str) -> Option<MemberRef<'_>> {
+        Map::get(self, name).map(MemberRef::from)
     }
 
-    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
-        self.iter().map(|(name, value)| (name.as_str(), value))
+    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, MemberRef<'_>)> {
+        self.iter().map(|(name, value)| (name.as_str(), value.into()))
     }
 }
 
 impl Object for Members<'_> {
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.0.iter().find(|(member, _)| member == name).map(|(_, value)| value)
+    fn get(&self, name: &str) -> Option<MemberRef<'_>> {
+        self.0.iter().find(|(member, _)| member == name).map(|(_, value)| value.into())
     }
 
-    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
-        self.0.iter().map(|(name, value)| (&**name, value))
+    fn entries(&self) -> impl ExactSizeIterator<Item = (&str, MemberRef<'_>)> {
+        self.0.iter().map(|(name, value)| (&**name, value.into()))
+    }
+}
+
+impl<'a> From<&'a Value> for MemberRef<'a> {
+    fn from(value: &'a Value) -> Self {
+        match value {
+            Value::String(text) => MemberRef::Text(text),
+            other => MemberRef::Other(other),
+        }
+    }
+}
+
+impl<'a> From<&'a Member<'_>> for MemberRef<'a> {
+    fn from(value: &'a Member<'_>) -> Self {
+        match value {
+            Member::Text(text) => MemberRef::Text(text),
+            Member::Other(value) => MemberRef::Other(value),
+        }
+    }
+}
+
+impl From<Value> for Member<'_> {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::String(text) => Member::Text(Cow::Owned(text)),
+            other => Member::Other(other),
+        }
+    }
+}
+
+impl From<Member<'_>> for Value {
+    fn from(held: Member<'_>) -> Self {
+        match held {
+            Member::Text(text) => Value::String(text.into_owned()),
+            Member::Other(value) => value,
+        }
+    }
+}
+
+impl<'a> MemberRef<'a> {
+    /// The text that it is.
+    pub fn as_str(self) -> Option<&'a str> {
+        match self {
+            MemberRef::Text(text) => Some(text),
+            MemberRef::Other(_) => None,
+        }
+    }
+
+    /// The value by itself.
+    pub fn to_value(self) -> Value {
+        match self {
+            MemberRef::Text(text) => Value::String(text.to_owned()),
+            MemberRef::Other(value) => value.clone(),
+        }
+    }
+
+    /// What a person calls its type.
+    pub(crate) fn type_name(self) -> &'static str {
+        match self {
+            MemberRef::Text(_) => "a string",
+            MemberRef::Other(value) => type_name(value),
+        }
     }
 }
 
 impl Members<'_> {
     /// As a [`Map`].
     pub fn into_map(self) -> Map<String, Value> {
-        self.0.into_iter().map(|(name, value)| (name.into_owned(), value)).collect()
+        self.0.into_iter().map(|(name, value)| (name.into_owned(), value.into())).collect()
     }
 }
 
 impl From<Map<String, Value>> for Members<'_> {
     fn from(map: Map<String, Value>) -> Self {
-        Members(map.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect())
+        Members(map.into_iter().map(|(name, value)| (Cow::Owned(name), value.into())).collect())
     }
 }
 
 impl<'a> IntoIterator for Members<'a> {
-    type Item = (Cow<'a, str>, Value);
+    type Item = (Cow<'a, str>, Member<'a>);
     type IntoIter = std::vec::IntoIter<Self::Item>;
 
     fn into_iter(self) -> Self::IntoIter {
@@ -338,7 +418,7 @@ impl<'de> Visitor<'de> for TopLevel {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> std::result::Result<Members<'de>, A::Error> {
         let exact = Exact { depth: 0, depth_max: DEPTH_MAX, kept: Kept::All };
-        let mut read: Vec<(Cow<'de, str>, Value)> = Vec::with_capacity(COMPARED_NAMES_MAX);
+        let mut read: Vec<(Cow<'de, str>, Member<'de>)> = Vec::with_capacity(COMPARED_NAMES_MAX);
         let mut names = BTreeSet::new();
         while let Some(name) = members.next_key_seed(Name)? {
             let compared = &read[..read.len().min(COMPARED_NAMES_MAX)];
@@ -348,12 +428,68 @@ impl<'de> Visitor<'de> for TopLevel {
             if read.len() >= COMPARED_NAMES_MAX && !names.insert(name.clone()) {
                 return Err(stands_twice(&name));
             }
-            match exact.member(&name, &mut members)? {
-                NumberOr::Number(_) => return Err(A::Error::custom("a number is no object")),
-                NumberOr::Value(value) => read.push((name, value)),
+            if name == NUMBER_KEY {
+                match exact.member(&name, &mut members)? {
+                    NumberOr::Number(_) => return Err(A::Error::custom("a number is no object")),
+                    NumberOr::Value(value) => read.push((name, value.into())),
+                }
+                continue;
             }
+            let value = members.next_value_seed(Borrowing(exact.inner()?))?;
+            read.push((name, value));
         }
         Ok(Members(read))
+    }
+}
+
+/// Reads a member's value as [`Exact`] does, a text borrowed where it has no escapes.
+struct Borrowing<'a>(Exact<'a>);
+
+impl<'de> DeserializeSeed<'de> for Borrowing<'_> {
+    type Value = Member<'de>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Borrowing<'_> {
+    type Value = Member<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.expecting(f)
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Self::Value, E> {
+        Ok(Member::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
+        Ok(Member::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> std::result::Result<Self::Value, E> {
+        self.0.visit_unit().map(Member::Other)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> std::result::Result<Self::Value, E> {
+        self.0.visit_bool(value).map(Member::Other)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> std::result::Result<Self::Value, E> {
+        self.0.visit_u64(value).map(Member::Other)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> std::result::Result<Self::Value, E> {
+        self.0.visit_i64(value).map(Member::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, elements: A) -> std::result::Result<Self::Value, A::Error> {
+        self.0.visit_seq(elements).map(Member::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> std::result::Result<Self::Value, A::Error> {
+        self.0.visit_map(members).map(Member::Other)
     }
 }
 
@@ -477,7 +613,7 @@ pub fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
 /// code units, the least escapes, but with numbers by [`number::canonical`], because they are exact and not doubles.
 pub fn write_canonical(value: &Value, out: &mut Vec<u8>) {
     match value {
-        Value::Object(map) => write_canonical_object(map.iter().map(|(name, value)| (name.as_str(), value)), out),
+        Value::Object(map) => write_canonical_object(map, out),
         Value::Array(elements) => {
             out.push(b'[');
             for (i, element) in elements.iter().enumerate() {
@@ -497,8 +633,8 @@ pub fn write_canonical(value: &Value, out: &mut Vec<u8>) {
 }
 
 /// [`write_canonical`] of an object.
-pub fn write_canonical_object<'a>(members: impl Iterator<Item = (&'a str, &'a Value)>, out: &mut Vec<u8>) {
-    let mut members: Vec<_> = members.collect();
+pub fn write_canonical_object(object: &impl Object, out: &mut Vec<u8>) {
+    let mut members: Vec<_> = object.entries().collect();
     members.sort_unstable_by(|(a, _), (b, _)| match a.is_ascii() && b.is_ascii() {
         // The same order, and cheaper.
         true => a.cmp(b),
@@ -511,7 +647,10 @@ pub fn write_canonical_object<'a>(members: impl Iterator<Item = (&'a str, &'a Va
         }
         write_text(name, out);
         out.push(b':');
-        write_canonical(value, out);
+        match value {
+            MemberRef::Text(text) => write_text(text, out),
+            MemberRef::Other(value) => write_canonical(value, out),
+        }
     }
     out.push(b'}');
 }
@@ -534,7 +673,11 @@ pub fn equal(a: &Value, b: &Value) -> bool {
 /// [`equal`] for objects.
 pub fn equal_objects(a: &impl Object, b: &Map<String, Value>) -> bool {
     let mut entries = a.entries();
-    entries.len() == b.len() && entries.all(|(name, a)| b.get(name).is_some_and(|b| equal(a, b)))
+    let is_equal = |a: MemberRef<'_>, b: &Value| match a {
+        MemberRef::Text(text) => b.as_str() == Some(text),
+        MemberRef::Other(value) => equal(value, b),
+    };
+    entries.len() == b.len() && entries.all(|(name, a)| b.get(name).is_some_and(|b| is_equal(a, b)))
 }
 
 #[cfg(test)]
@@ -603,6 +746,15 @@ mod tests {
             let expected = parse_object(text.as_bytes());
             assert_eq!(format!("{read:?}"), format!("{expected:?}"), "{text}");
         }
+    }
+
+    #[test]
+    fn texts_of_members_are_borrowed_where_they_have_no_escapes() {
+        let members = members(r#"{"a":"é","b":"\u00e9","c":1}"#.as_bytes()).unwrap();
+        let values: Vec<Member<'_>> = members.into_iter().map(|(_, value)| value).collect();
+        let [Member::Text(a), Member::Text(b), Member::Other(c)] = &values[..] else { panic!("{values:?}") };
+        assert!(matches!((a, b), (Cow::Borrowed("é"), Cow::Owned(text)) if text == "é"), "{a:?} {b:?}");
+        assert_eq!(c, &Value::from(1));
     }
 
     #[test]

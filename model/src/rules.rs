@@ -3,7 +3,10 @@
 
 use serde_json::Value;
 
-use crate::{Collection, json::Object};
+use crate::{
+    Collection,
+    json::{MemberRef, Object},
+};
 
 /// The rules that the entity breaks, each the same text for every entity that breaks it: `templates.vm_type is
 /// required` where it is absent or null, `templates.name is longer than 255 characters` where it is text.
@@ -12,8 +15,10 @@ pub fn violations(collection: &Collection, entity: &impl Object) -> Vec<String> 
     for field in collection.fields.iter().filter(|field| field.required || field.max_length.is_some()) {
         let name = format_args!("{}.{}", collection.name, field.name);
         match (entity.get(&field.name), field.max_length) {
-            (None | Some(Value::Null), _) if field.required => broken.push(format!("{name} is required")),
-            (Some(Value::String(text)), Some(max)) if text.chars().nth(max as usize).is_some() => {
+            (None | Some(MemberRef::Other(Value::Null)), _) if field.required => {
+                broken.push(format!("{name} is required"))
+            }
+            (Some(MemberRef::Text(text)), Some(max)) if text.chars().nth(max as usize).is_some() => {
                 broken.push(format!("{name} is longer than {max} characters"));
             }
             _ => {}

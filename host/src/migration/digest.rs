@@ -6,7 +6,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 
 use larder_model::Entity;
-use larder_model::json::{self, Members, Object as _};
+use larder_model::json::{self, Members};
 use sha2::{Digest as _, Sha256};
 
 use super::pages::{broke_off, read_ahead};
@@ -89,7 +89,7 @@ impl Term {
     pub(super) fn new(entity: &Entity, members: &Members<'_>) -> Term {
         let id = &entity.id;
         let mut canonical = Vec::with_capacity(entity.body.len());
-        json::write_canonical_object(members.entries(), &mut canonical);
+        json::write_canonical_object(members, &mut canonical);
         let mut hasher = Sha256::new();
         hasher.update((id.len() as u64).to_le_bytes());
         hasher.update(id);

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
-use larder_model::json::{self, Members, Object as _};
+use larder_model::json::{self, MemberRef, Members, Object as _};
 use larder_model::{Collection, Entity, ErrorKind, Existing, FieldType, Violation};
 use serde_json::Value;
 
@@ -151,15 +151,16 @@ fn declared(collection: &Collection, name: &str) -> Option<FieldType> {
     })
 }
 
-fn kept(declared: Option<FieldType>, value: &Value) -> Kept {
+fn kept(declared: Option<FieldType>, value: MemberRef<'_>) -> Kept {
     let is_declared = match (declared, value) {
         (None, _) => return Kept::NotDeclared,
         (Some(FieldType::Json), _) => true,
-        (_, Value::Null) => return Kept::Null,
-        (Some(FieldType::Text | FieldType::Timestamp), value) => value.is_string(),
-        (Some(FieldType::Integer), value) => value.is_i64() || value.is_u64(),
-        (Some(FieldType::Number), value) => value.is_number(),
-        (Some(FieldType::Boolean), value) => value.is_boolean(),
+        (_, MemberRef::Other(Value::Null)) => return Kept::Null,
+        (Some(FieldType::Text | FieldType::Timestamp), value) => value.as_str().is_some(),
+        (Some(FieldType::Integer), MemberRef::Other(value)) => value.is_i64() || value.is_u64(),
+        (Some(FieldType::Number), MemberRef::Other(value)) => value.is_number(),
+        (Some(FieldType::Boolean), MemberRef::Other(value)) => value.is_boolean(),
+        (Some(_), MemberRef::Text(_)) => false,
     };
     if is_declared { Kept::AsDeclared } else { Kept::OfAnotherType }
 }
@@ -182,7 +183,11 @@ impl Migration<'_> {
         for message in unread {
             self.tell(Event::Warned { message: format!("{message}; it is not moved") });
         }
-        check_end(self.target, "writable").await?;
+        if let Some(checked) = self.target_check.join_next().await {
+            checked.map_err(|error| {
+                Error::contract(ErrorKind::Internal, "the check of the target broke off").caused_by(error)
+            })??;
+        }
         self.watch = self.source.watch().await;
         let prepared = self.target.prepare(true, false).await?;
         let (mut broken, mut left_out) = (BrokenRules::default(), BrokenRules::default());
@@ -459,7 +464,8 @@ fn look_at(
                         looked.violations.extend(rules.into_iter().map(|rule| Violation { entity: position, rule }));
                     }
                     let references = collection.references.iter().filter(|_| enforces_references);
-                    let named = references.map(|it| members.get(&it.field).and_then(Value::as_str).map(str::to_owned));
+                    let named =
+                        references.map(|it| members.get(&it.field).and_then(MemberRef::as_str).map(str::to_owned));
                     Ok(Sound { term: Term::new(&entity, &members), references: named.collect() })
                 }
                 // The reason without the entity's name is the rule.
@@ -483,7 +489,7 @@ fn without_position(message: &str) -> &str {
 
 /// A store that says it cannot be used is not used.
 /// The answer is what it holds beside its entities.
-async fn check_end(repository: &Repository, needed: &str) -> Result<Vec<String>> {
+pub(super) async fn check_end(repository: &Repository, needed: &str) -> Result<Vec<String>> {
     let findings = repository.check(false).await?;
     for property in ["reachable", needed] {
         if findings.get(property) == Some(&Value::Bool(false)) {

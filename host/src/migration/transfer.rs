@@ -13,6 +13,7 @@ use super::pace::{Limiter, Patience};
 use super::pages::{Position, broke_off, read_from, replay, side_by_side, writers};
 use super::{Event, Migration, OnInvalid, Step, entities, quarantine};
 use crate::error::{Error, Kind, Result};
+use crate::plugin::bindings::entity_from;
 use crate::repository::Repository;
 use crate::text::one_line;
 
@@ -264,14 +265,15 @@ pub(super) fn from_the_beginning(workers: u32) -> Vec<Position> {
 async fn load(
     target: &Repository,
     collection: &str,
-    mut batch: Vec<Entity>,
+    batch: Vec<Entity>,
     existing: Existing,
     on_invalid: OnInvalid,
 ) -> Result<(Loaded, Refusals)> {
     let (mut total, mut refusals) = (Loaded::default(), Vec::new());
+    let mut batch = target.to_load(batch)?;
     let mut patience = Patience::new();
     while !batch.is_empty() {
-        let loaded = match target.load(collection, batch.clone(), existing).await {
+        let loaded = match target.load_again(collection, &batch, existing).await {
             Ok(loaded) => loaded,
             Err(error) => {
                 patience.after(error).await?;
@@ -288,7 +290,7 @@ async fn load(
             let is_throttled = error.kind == ErrorKind::Throttled;
             let breaks_a_rule = matches!(error.kind, ErrorKind::Rejected | ErrorKind::InvalidArgument);
             if breaks_a_rule && on_invalid == OnInvalid::Quarantine {
-                refusals.push((entity.clone(), one_line(&error.message)));
+                refusals.push((entity_from(entity.clone()), one_line(&error.message)));
                 continue;
             }
             let error = Error::from(error).context(format!("store `{}` refused {collection} `{id}`", target.name()));

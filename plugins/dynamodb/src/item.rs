@@ -11,7 +11,9 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use larder_guest::{Attribute, Item};
-use larder_model::{Entity, Error, Result, entity, json, json::Object, json::quoted, number as exact_number};
+use larder_model::{
+    Entity, Error, Result, entity, json, json::MemberRef, json::Object, json::quoted, number as exact_number,
+};
 use serde_json::{Map, Number, Value};
 
 use crate::{number, size, table::Table};
@@ -67,7 +69,7 @@ pub(crate) fn encode(table: &Table, members: &impl Object) -> Encoded {
     let mut exact = Map::new();
     for (name, value) in entries {
         if !is_attribute(name) {
-            exact.insert(name.to_owned(), value.clone());
+            exact.insert(name.to_owned(), value.to_value());
             continue;
         }
         let derived = match table.keys.get(name) {
@@ -75,7 +77,7 @@ pub(crate) fn encode(table: &Table, members: &impl Object) -> Encoded {
             None => derive_member(value),
         };
         if !derived.is_exact {
-            exact.insert(name.to_owned(), value.clone());
+            exact.insert(name.to_owned(), value.to_value());
         }
         add(name, derived);
     }
@@ -131,7 +133,7 @@ pub(crate) fn decode(table: &Table, item: &Item) -> Result<Map<String, Value>> {
         let value = match exact {
             Some(exact) if is_sentinel_of(attribute, exact) => exact.clone(),
             Some(exact) => {
-                let (found, derived) = (read(attribute), read(&derive_member(exact).attribute));
+                let (found, derived) = (read(attribute), read(&derive_member(exact.into()).attribute));
                 match (found, derived) {
                     (Ok(found), Ok(derived)) if json::equal(&found, &derived) => exact.clone(),
                     (found, _) => found.map_err(|what| corrupt(&format!("the attribute {}: {what}", quoted(name))))?,
@@ -250,7 +252,11 @@ impl Derived {
 }
 
 /// A member that is in the key of no index.
-fn derive_member(value: &Value) -> Derived {
+fn derive_member(value: MemberRef<'_>) -> Derived {
+    let value = match value {
+        MemberRef::Text(text) => return Derived::text(text, true),
+        MemberRef::Other(value) => value,
+    };
     match value {
         Value::Null => Derived::new(Attribute::Null, true),
         Value::Bool(value) => Derived::new(Attribute::Boolean(*value), true),
@@ -320,13 +326,13 @@ fn derive_number(text: &str) -> (&'static str, String, bool) {
 }
 
 /// A member that is in the key of an index.
-fn derive_key(value: &Value, bytes_max: usize) -> Derived {
+fn derive_key(value: MemberRef<'_>, bytes_max: usize) -> Derived {
     match value {
-        Value::String(text) if !text.is_empty() => {
+        MemberRef::Text(text) if !text.is_empty() => {
             let cut = cut(text, bytes_max);
             Derived::text(cut, cut.len() == text.len())
         }
-        other => Derived::text(cut(&sentinel(other), bytes_max), false),
+        other => Derived::text(cut(&sentinel(&other.to_value()), bytes_max), false),
     }
 }
 

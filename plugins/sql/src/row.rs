@@ -5,7 +5,7 @@
 use std::io::Write as _;
 
 use larder_guest::{Dialect, SqlValue};
-use larder_model::{Entity, Error, FieldType, Result, entity, json, json::Members, number};
+use larder_model::{Entity, Error, FieldType, Result, entity, json, json::Member, json::Members, number};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -25,7 +25,7 @@ pub(crate) fn cells(table: &Table, entity: Members<'_>, cells: &mut Vec<SqlValue
         let position = if is_next { Some(turn) } else { table.position(&name) };
         turn = position.map_or(turn, |position| position + 1);
         let Some(position) = position else {
-            let name = name.into_owned();
+            let (name, value) = (name.into_owned(), Value::from(value));
             // An error of the server for whoever looks into it there.
             if table.dialect == Dialect::Postgres && (name.contains('\0') || types::has_nul(&value)) {
                 exact.insert(name, Value::Object(Map::from_iter([("value".to_owned(), value)])));
@@ -35,8 +35,8 @@ pub(crate) fn cells(table: &Table, entity: Members<'_>, cells: &mut Vec<SqlValue
             continue;
         };
         // NULL is how a column says that the member is absent.
-        if value.is_null() {
-            extra.insert(name.into_owned(), value);
+        if let Member::Other(Value::Null) = value {
+            extra.insert(name.into_owned(), Value::Null);
             continue;
         }
         let kept = types::keep(table.dialect, &table.columns[position], value);

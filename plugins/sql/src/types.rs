@@ -10,7 +10,7 @@ mod sqlite;
 use std::borrow::Cow;
 
 use larder_guest::{Dialect, SqlValue};
-use larder_model::{FieldType, json, number};
+use larder_model::{FieldType, json, json::Member, number};
 use serde_json::{Number, Value};
 
 pub(crate) use postgres::{after, has_nul, timestamp};
@@ -117,19 +117,19 @@ pub(crate) struct Kept {
 }
 
 /// The value as a cell of the column. It is no `null`, which is NULL in no column.
-pub(crate) fn keep(dialect: Dialect, column: &Column, value: Value) -> Kept {
+pub(crate) fn keep(dialect: Dialect, column: &Column, value: Member<'_>) -> Kept {
     let value = match value {
-        Value::String(text) => {
+        Member::Text(text) => {
             let keeps = match dialect {
                 Dialect::Sqlite => sqlite::keeps_text(column.kind, &text),
                 Dialect::Postgres => postgres::keeps_text(column, &text),
             };
             if keeps {
-                return Kept { cell: SqlValue::Text(text), lost: None };
+                return Kept { cell: SqlValue::Text(text.into_owned()), lost: None };
             }
-            Value::String(text)
+            Value::String(text.into_owned())
         }
-        value => value,
+        Member::Other(value) => value,
     };
     let cell = match dialect {
         Dialect::Sqlite => sqlite::nearest(column.kind, &value),

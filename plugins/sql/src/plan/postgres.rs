@@ -88,7 +88,7 @@ fn equal(column: &Column, scalars: &[Scalar]) -> Option<Predicate> {
             }
             _ => {}
         }
-        let kept = types::keep(Dialect::Postgres, column, scalar.to_value());
+        let kept = types::keep(Dialect::Postgres, column, scalar.to_value().into());
         let is_held = kept.lost.is_none()
             || match (column.kind, scalar) {
                 // However it is spelt.
