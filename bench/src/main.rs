@@ -29,7 +29,7 @@ use tokio::runtime::Runtime;
 
 use report::Section;
 
-/// The program's: larder is measured with what its users run it with.
+/// The program's, on either side.
 #[cfg(not(target_env = "msvc"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

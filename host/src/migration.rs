@@ -27,7 +27,6 @@ use std::time::{Duration, Instant};
 
 use larder_model::{Collection, Existing};
 use sha2::{Digest as _, Sha256};
-use tokio::task::JoinSet;
 
 use crate::capability::Watch;
 use crate::error::{Error, Kind, Result};
@@ -217,8 +216,6 @@ struct Migration<'a> {
     target: &'a Repository,
     options: &'a Options,
     watcher: Watcher<'a>,
-    /// Whether the target can be used, which is looked into from the beginning.
-    target_check: JoinSet<Result<()>>,
     collections: Vec<Collection>,
     reports: Vec<CollectionReport>,
     /// Of each collection of the source as it was when it was validated.
@@ -249,10 +246,6 @@ pub async fn migrate(
         return Err(Error::usage("the source is cleaned up only after a verification")
             .hint("leave out --no-verify (or set `validate_after_migration`), or leave out --cleanup-source"));
     }
-    // The source may have much to read before it can tell what it holds.
-    let mut target_check = JoinSet::new();
-    let checked = target.clone();
-    target_check.spawn(async move { preflight::check_end(&checked, "writable").await.map(drop) });
     let collections = choose_collections(source, target, options).await?;
     // Where nothing is written, there is nothing to go on with.
     let state_options = options.state.as_ref().filter(|_| !options.dry_run);
@@ -291,7 +284,6 @@ pub async fn migrate(
         target,
         options,
         watcher,
-        target_check,
         reports: collections
             .iter()
             .map(|it| CollectionReport { name: it.name.clone(), ..CollectionReport::default() })

@@ -1036,16 +1036,17 @@ impl Repository {
     /// # Ok(()) });
     /// ```
     pub async fn load(&self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
-        self.load_again(collection, &self.to_load(entities)?, existing).await
+        self.collection(collection)?;
+        self.load_crossing(collection, &self.crossing(entities)?, existing).await
     }
 
-    /// Entities as they cross, for [`Repository::load_again`].
-    pub(crate) fn to_load(&self, entities: Vec<Entity>) -> Result<Vec<types::Entity>> {
+    /// Entities as they cross, for [`Repository::load_crossing`].
+    pub(crate) fn crossing(&self, entities: Vec<Entity>) -> Result<Vec<types::Entity>> {
         self.entities_into("load", entities)
     }
 
     /// As [`Repository::load`], for who may have to give the same entities once more.
-    pub(crate) async fn load_again(
+    pub(crate) async fn load_crossing(
         &self,
         collection: &str,
         entities: &[types::Entity],

@@ -183,11 +183,7 @@ impl Migration<'_> {
         for message in unread {
             self.tell(Event::Warned { message: format!("{message}; it is not moved") });
         }
-        if let Some(checked) = self.target_check.join_next().await {
-            checked.map_err(|error| {
-                Error::contract(ErrorKind::Internal, "the check of the target broke off").caused_by(error)
-            })??;
-        }
+        check_end(self.target, "writable").await?;
         self.watch = self.source.watch().await;
         let prepared = self.target.prepare(true, false).await?;
         let (mut broken, mut left_out) = (BrokenRules::default(), BrokenRules::default());
@@ -489,7 +485,7 @@ fn without_position(message: &str) -> &str {
 
 /// A store that says it cannot be used is not used.
 /// The answer is what it holds beside its entities.
-pub(super) async fn check_end(repository: &Repository, needed: &str) -> Result<Vec<String>> {
+async fn check_end(repository: &Repository, needed: &str) -> Result<Vec<String>> {
     let findings = repository.check(false).await?;
     for property in ["reachable", needed] {
         if findings.get(property) == Some(&Value::Bool(false)) {

@@ -270,10 +270,10 @@ async fn load(
     on_invalid: OnInvalid,
 ) -> Result<(Loaded, Refusals)> {
     let (mut total, mut refusals) = (Loaded::default(), Vec::new());
-    let mut batch = target.to_load(batch)?;
+    let mut batch = target.crossing(batch)?;
     let mut patience = Patience::new();
     while !batch.is_empty() {
-        let loaded = match target.load_again(collection, &batch, existing).await {
+        let loaded = match target.load_crossing(collection, &batch, existing).await {
             Ok(loaded) => loaded,
             Err(error) => {
                 patience.after(error).await?;
