@@ -131,8 +131,8 @@ impl From<Value> for Member<'_> {
 }
 
 impl From<Member<'_>> for Value {
-    fn from(held: Member<'_>) -> Self {
-        match held {
+    fn from(value: Member<'_>) -> Self {
+        match value {
             Member::Text(text) => Value::String(text.into_owned()),
             Member::Other(value) => value,
         }
