@@ -25,7 +25,6 @@ use aws_sdk_dynamodb::types::{
 };
 use larder::config::Config;
 use larder::host::Host;
-use larder::migration::{self, Event, Options, Step};
 use larder_model::{Entity, Existing};
 use larder_test_engine::{Engine, REGION, Storage};
 use serde_json::{Map, Value, json};
@@ -34,8 +33,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::Settings;
-use crate::boundary::{BATCH_ENTITIES, Component, Data, Side, get_in_task, save_in_task};
-use crate::measure::{Times, in_task, take_turns};
+use crate::boundary::{Component, Data, Side, get_in_task, save_in_task};
+use crate::measure::{Times, in_task, printed, take_turns};
 use crate::report::{Row, Section};
 
 /// How often one of each is done in a turn.
@@ -59,6 +58,9 @@ const BATCH_ITEMS: usize = 25;
 const LOOKED_UP_ITEMS: usize = 100;
 const BATCHES_SIDE_BY_SIDE: usize = 8 * WORKERS as usize;
 
+/// The configuration that the program is run with.
+const CONFIG: &str = "larder.json";
+
 /// Items by name, as the SDK has them.
 type Item = HashMap<String, AttributeValue>;
 
@@ -69,13 +71,16 @@ fn prefix() -> String {
 }
 
 /// A store at the engine, beside a database that a migration comes from.
-fn config(engine: &Engine, prefix: &str, folder: &Path) -> Result<Config> {
-    let document = json!({"storage": {
+fn document(engine: &Engine, prefix: &str) -> Value {
+    json!({"storage": {
         "strategy": "dynamodb",
         "dynamodb_strategy": {"region": REGION, "endpoint_url": engine.url(), "table_prefix": prefix},
-        "sql_strategy": {"type": "sqlite", "name": folder.join("source.db")},
-    }});
-    Ok(Config::from_value(document, folder)?)
+        "sql_strategy": {"type": "sqlite", "name": "source.db"},
+    }})
+}
+
+fn config(engine: &Engine, prefix: &str, folder: &Path) -> Result<Config> {
+    Ok(Config::from_value(document(engine, prefix), folder)?)
 }
 
 /// A program without larder.
@@ -350,6 +355,15 @@ fn keep_on(cores: &[u32], process: u32) -> Result<()> {
     Ok(())
 }
 
+/// Runs the program, and gives what it printed. Each migration starts afresh.
+fn larder(settings: &Settings, folder: &Path, arguments: &[&str]) -> Result<Vec<Value>> {
+    let mut command = Command::new(&settings.larder);
+    command.args(["--format", "json", "--config", CONFIG]).args(arguments).current_dir(folder);
+    command.env("LARDER_PLUGINS", &settings.plugins).env_remove("LARDER_CONFIG");
+    let printed = printed(&mut command)?;
+    printed.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
 /// The move of a migration from SQLite beside loaders that have everything in memory already.
 fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage, apart: bool) -> Result<[Row; 2]> {
     let folder = settings.folder()?;
@@ -379,32 +393,21 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage, 
         host.close().await;
         anyhow::Ok(())
     })?;
-    let options = Options {
-        batch_size: BATCH_ENTITIES as u32,
-        verify: false,
-        collections: vec!["machines".into()],
-        workers: WORKERS,
-        ..Options::default()
-    };
     let rounds = settings.rounds().min(3);
     let moved = || {
         let (engine, _apart) = engine()?;
-        runtime.block_on(async {
-            let host = host(&engine)?;
-            let (source, target) = (host.open(Some("sql")).await?, host.open(Some("dynamodb")).await?);
-            target.prepare(false, false).await?;
-            let mut moved = Duration::ZERO;
-            let mut watch = |event: Event| {
-                if let Event::Ended { step: Step::Move, took, .. } = event {
-                    moved = took;
-                }
-            };
-            let report = migration::migrate(&source, &target, &options, &mut watch).await?;
-            let written: u64 = report.collections.iter().map(|collection| collection.written).sum();
-            ensure!(written == data.machines.len() as u64, "{written} machines were written");
-            host.close().await;
-            Ok(moved)
-        })
+        fs::write(folder.path().join(CONFIG), document(&engine, &prefix).to_string())?;
+        larder(settings, folder.path(), &["stores", "prepare", "--store", "dynamodb"])?;
+        let said = larder(
+            settings,
+            folder.path(),
+            &["migrate", "--from", "sql", "--to", "dynamodb", "--collection", "machines", "--no-backup", "--no-verify"],
+        )?;
+        let written = said.iter().find_map(|line| line["collections"][0]["written"].as_u64());
+        ensure!(written == Some(data.machines.len() as u64), "{written:?} machines were written");
+        let moved = said.iter().find(|line| line["event"] == "ended" && line["step"] == "move");
+        let seconds = moved.and_then(|line| line["seconds"].as_f64()).context("no word of how long the move took")?;
+        Ok(Duration::from_secs_f64(seconds))
     };
     let loaded = |looks| {
         let (engine, _apart) = engine()?;

@@ -58,6 +58,15 @@ pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)
     Ok((started.elapsed(), value))
 }
 
+/// What a process printed that ended well.
+pub(crate) fn printed(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?} cannot be run"))?;
+    let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let (printed, complaints) = (said(&output.stdout), said(&output.stderr));
+    ensure!(output.status.success(), "{command:?}: {printed}{complaints}");
+    Ok(printed)
+}
+
 /// A turn, as a server has its handlers run: in a task, on the thread that answers come in on. From a thread of its own each
 /// request would wake another thread twice, which takes as long as much of what is measured.
 pub(crate) fn in_task(runtime: &Runtime, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<Duration> {

@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 
 use crate::Settings;
 use crate::boundary::Machine;
-use crate::measure::{take_turns, timed};
+use crate::measure::{printed, take_turns, timed};
 use crate::report::{Row, Section};
 use crate::statements::{Database, INSERTED, POSTGRES_VALUES, Place, Program, SQLITE_VALUES, bind};
 
@@ -226,11 +226,8 @@ impl Bench<'_> {
     }
 
     fn run(&self, command: &mut Command) -> Result<Duration> {
-        command.current_dir(self.folder).stdin(Stdio::null());
-        let (took, output) = timed(|| command.output().with_context(|| format!("{command:?} cannot be run")))?;
-        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        ensure!(output.status.success(), "{command:?}: {}{}", said(&output.stdout), said(&output.stderr));
-        Ok(took)
+        command.current_dir(self.folder);
+        Ok(timed(|| printed(command))?.0)
     }
 
     /// Runs what makes a database, and counts the machines in it.

@@ -30,6 +30,7 @@ use crate::migration::entities;
 use crate::model::filter::{self, Filter};
 use crate::output::{self, Printer};
 use crate::repository::Repository;
+use crate::scheduling;
 
 /// What every command has.
 struct Context {
@@ -73,6 +74,10 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         _ => {}
     }
+    if moves_many(&cli.command) {
+        // Before anything starts a thread.
+        scheduling::as_batch();
+    }
     let config = Config::load(cli.config.as_deref())?;
     for warning in config.warnings() {
         output::warning(cli.format, warning);
@@ -90,6 +95,20 @@ pub fn run(cli: Cli) -> Result<()> {
     });
     let finished = context.printer.finish();
     done.and(finished)
+}
+
+/// Whether the command goes through whole stores.
+fn moves_many(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Migrate(_)
+            | Command::MigrateRepository(_)
+            | Command::Verify(_)
+            | Command::Export(_)
+            | Command::Import(_)
+            | Command::Backup(_)
+            | Command::Restore(_)
+    )
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

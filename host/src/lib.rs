@@ -116,6 +116,7 @@ pub mod cli;
 pub mod command;
 pub mod exit;
 pub mod output;
+mod scheduling;
 mod text;
 
 pub use larder_model as model;
