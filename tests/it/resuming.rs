@@ -636,6 +636,24 @@ fn a_dry_run_tells_how_each_member_will_be_kept() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn it_is_scheduled_as_a_batch_job() {
+    /// SCHED_BATCH, as proc(5) has it: the 41st field, and the 39th behind the name.
+    const BATCH: &str = "3";
+    let folder = folder_for(&larder_samples::machines(1000, SEED), "sql");
+    let mut running = Running::start(&folder, "json", "sql", SLOWLY);
+    running.moved(100);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", running.child.id())).unwrap();
+    // A thread may end meanwhile.
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    let policies: Vec<String> = stats
+        .map(|stat| stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(38).unwrap().to_owned())
+        .collect();
+    running.kill();
+    assert!(policies.len() > 1 && policies.iter().all(|policy| policy == BATCH), "{policies:?}");
+}
+
+#[test]
 fn lines_tell_how_far_it_is_where_nobody_watches() {
     let folder = folder_for(&larder_samples::machines(700, SEED), "split");
     let more = ["--no-backup", "--max-rate", "100", "--batch-size", "10"];

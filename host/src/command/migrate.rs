@@ -60,8 +60,9 @@ pub(super) async fn run(context: &mut Context, from: &str, to: &str, args: Migra
         ))
         .hint("leave out --cleanup-source (or unset `cleanup_source`), and remove by hand what is no longer needed"));
     }
-    let source = context.open(Some(from)).await?;
-    let target = context.open(Some(to)).await?;
+    // Each takes a plugin out of the cache, or compiles it.
+    let (source, target) = tokio::join!(context.open(Some(from)), context.open(Some(to)));
+    let (source, target) = (source?, target?);
     let mut progress = Progress::new(context.printer.format());
     let stopping = tokio::spawn(stop_when_asked(stop, context.printer.format()));
     let report = {

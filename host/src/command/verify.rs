@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::migration::{self, Differences, StoreReport};
 
 pub(super) async fn run(context: &mut Context, args: VerifyArgs) -> Result<()> {
-    let source = context.open(Some(&args.from)).await?;
-    let target = context.open(Some(&args.to)).await?;
+    let (source, target) = tokio::join!(context.open(Some(&args.from)), context.open(Some(&args.to)));
+    let (source, target) = (source?, target?);
     let names = if args.collection.is_empty() {
         source.collections().iter().map(|collection| collection.name.clone()).collect()
     } else {
