@@ -426,10 +426,8 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage, 
     };
     let cores = if apart { "" } else { ", all cores shared" };
     let moved = format!("move {count} machines out of SQLite, {tables}{cores}, beside a loader");
-    let beside_blind = Row::new(format!("{moved} that replaces what is there"), &ours, &blind);
     Ok([
-        // Where they take the cores from each other, the look alone may take all that the bound leaves.
-        if apart { beside_blind.at_most(LOAD_RATIO_MAX) } else { beside_blind },
+        Row::new(format!("{moved} that replaces what is there"), &ours, &blind).at_most(LOAD_RATIO_MAX),
         Row::new(format!("{moved} that looks first, as larder does"), &ours, &looking).at_most(LOAD_RATIO_MAX),
         Row::new(format!("load them without larder, {tables}{cores}, with the look, beside without"), &looking, &blind),
     ])
