@@ -291,8 +291,8 @@ fn single(settings: &Settings, runtime: &Runtime, engine: &Engine) -> Result<Vec
     Ok(vec![gets, saves])
 }
 
-/// An engine on a core of its own, and this process on the others, as long as this lives. Where both share all of them, each
-/// takes from the other what it measures it with, and the more so the more it computes for itself.
+/// An engine on a core of its own, and this process and what it starts on the others, as long as this lives. Where both
+/// share all of them, each takes from the other what it measures it with, and the more so the more it computes for itself.
 struct Apart {
     cores: Vec<u32>,
 }
