@@ -692,6 +692,10 @@ impl wit_dynamodb::Host for State {
         answer(self.tables()?.put_batch(&collection, items.into_iter().map(item_from).collect()).await)
     }
 
+    async fn put_new(&mut self, collection: String, key: String, items: Vec<wit_dynamodb::Item>) -> Answer<Vec<bool>> {
+        answer(self.tables()?.put_new(&collection, &key, items.into_iter().map(item_from).collect()).await)
+    }
+
     async fn transact(
         &mut self,
         actions: Vec<wit_dynamodb::Action>,

@@ -36,6 +36,19 @@ const OPERATIONS: [&str; 9] = [
 ];
 const WRITES: [&str; 4] = ["PutItem", "DeleteItem", "BatchWriteItem", "TransactWriteItems"];
 
+/// How a bulk load writes what is new.
+struct LoadWay {
+    /// More of `dynamodb_strategy`.
+    members: &'static str,
+    operation: &'static str,
+    /// What one request takes.
+    items: u64,
+}
+
+const IN_TRANSACTIONS: LoadWay = LoadWay { members: "", operation: "TransactWriteItems", items: 100 };
+const IN_BATCHES: LoadWay =
+    LoadWay { members: r#","load_in_transactions":false"#, operation: "BatchWriteItem", items: 25 };
+
 /// A store `tables`, its tables, and a proxy before their engine.
 struct Site {
     folder: Folder,
@@ -58,10 +71,17 @@ impl Site {
         Site::before(Tables::new("site"), None, call_seconds, members).await
     }
 
-    /// Prepared, on an engine of its own.
-    async fn with_engine() -> Site {
+    /// The same, and bulk loads are made this way.
+    async fn loading(way: &LoadWay) -> Site {
+        let site = Site::unprepared(20, way.members).await;
+        site.prepare().await;
+        site
+    }
+
+    /// The same, on an engine of its own.
+    async fn with_engine(way: &LoadWay) -> Site {
         let engine = own_engine();
-        let site = Site::before(Tables::on(engine.url(), "own"), Some(engine), 20, "").await;
+        let site = Site::before(Tables::on(engine.url(), "own"), Some(engine), 20, way.members).await;
         site.prepare().await;
         site
     }
@@ -262,7 +282,7 @@ async fn an_endpoint_that_is_down_is_unavailable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_killed_and_started_again_is_found_again() {
-    let mut site = Site::with_engine().await;
+    let mut site = Site::with_engine(&IN_TRANSACTIONS).await;
     let repository = site.open().await;
     for round in 1..=3 {
         assert_eq!(save(&repository, "a", "").await.unwrap(), round);
@@ -317,7 +337,8 @@ async fn one_that_throttles_for_good_is_not_waited_for_for_ever() {
     }
     site.proxy.be_good();
     assert_eq!(site.tables.count("templates"), 0);
-    // A batch that gets nowhere is throttled as well.
+    // A batch that gets nowhere is throttled as well. It is what is left where there are no units for transactions.
+    site.proxy.on("TransactWriteItems", When::Always, Fault::Cancel(&["ProvisionedThroughputExceeded"]));
     site.proxy.on("BatchWriteItem", When::Always, Fault::Part(0));
     let started = Instant::now();
     fails(repository.load("templates", entities(60, ""), Existing::Overwrite).await, &[ErrorKind::Throttled]);
@@ -330,7 +351,7 @@ async fn one_that_throttles_for_good_is_not_waited_for_for_ever() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_batch_leaves_is_sent_again() {
-    let site = Site::new().await;
+    let site = Site::loading(&IN_BATCHES).await;
     let repository = site.open().await;
     site.proxy.on("BatchWriteItem", When::Next(12), Fault::Part(7));
     site.proxy.on("BatchWriteItem", When::Nth(13), Fault::Part(0));
@@ -348,6 +369,76 @@ async fn what_a_batch_leaves_is_sent_again() {
     site.proxy.on("BatchGetItem", When::Next(8), Fault::Part(1));
     let loaded = repository.load("templates", entities(160, r#","n":1"#), Existing::Fail).await.unwrap();
     assert_eq!((loaded.written, loaded.unchanged), (10, 150));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_puts_what_is_new_in_transactions_and_looks_only_where_one_was_cancelled() {
+    let site = Site::new().await;
+    let repository = site.open().await;
+    let (first, rest) = (entities(250, ""), entities(400, ""));
+    let loaded = repository.load("templates", first, Existing::Fail).await.unwrap();
+    assert_eq!((loaded.written, loaded.unchanged), (250, 0));
+    let counts = || ["TransactWriteItems", "BatchGetItem", "BatchWriteItem"].map(|name| site.proxy.count(name));
+    assert_eq!(counts(), [3, 0, 0]);
+    // Of four transactions the last is of new ones alone.
+    let loaded = repository.load("templates", rest, Existing::Fail).await.unwrap();
+    assert_eq!((loaded.written, loaded.unchanged, loaded.refused.len()), (150, 250, 0));
+    assert_eq!(counts(), [7, 3, 2]);
+    // What was met will be met again.
+    let loaded = repository.load("templates", entities(400, r#","n":1"#), Existing::Skip).await.unwrap();
+    assert_eq!((loaded.written, loaded.unchanged, loaded.skipped), (0, 0, 400));
+    assert_eq!(counts(), [7, 7, 2]);
+    assert_eq!(site.tables.count("templates"), 400);
+
+    // An entity that comes twice counts as often as it is to be stored.
+    let mut twice = entities(3, r#","n":2"#);
+    twice.push(Entity { body: template("t0", r#","n":3"#), ..twice[0].clone() });
+    let loaded = site.open().await.load("templates", twice, Existing::Overwrite).await.unwrap();
+    assert_eq!((loaded.written, counts()[0]), (4, 7));
+    let found = repository.get_one("templates", "t0").await.unwrap().expect("it was loaded");
+    assert_same_object(&found.body, template("t0", r#","n":3"#));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_never_replaces_what_somebody_else_writes_meanwhile() {
+    let site = Site::new().await;
+    let repository = site.open().await;
+    site.proxy.on("TransactWriteItems", When::Always, Fault::Hold);
+    let load = {
+        let repository = repository.clone();
+        tokio::spawn(async move { repository.load("templates", entities(150, ""), Existing::Fail).await })
+    };
+    while site.proxy.count("TransactWriteItems") < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let item = json!({"Item": {"template_id": {"S": "t7"}, "version": {"N": "9"}, "name": {"S": "quick"}}});
+    site.tables.call("PutItem", "templates", item);
+    site.proxy.be_good();
+    site.proxy.release();
+    let loaded = load.await.unwrap().unwrap();
+    assert_eq!((loaded.written, loaded.refused.len()), (149, 1));
+    let (position, error) = &loaded.refused[0];
+    assert_eq!((position, error.kind), (&7, ErrorKind::AlreadyExists), "{error:?}");
+    assert_eq!(version(&site.tables, "t7"), Some(9));
+    assert_eq!(site.tables.count("templates"), 150);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_goes_on_in_batches_where_there_are_no_units_for_transactions() {
+    let cancelled = [Fault::Cancel(&["None", "ThrottlingError"]), Fault::Cancel(&["TransactionConflict"])];
+    for fault in [&[Fault::Refuse("ProvisionedThroughputExceededException")], &cancelled[..]].concat() {
+        let site = Site::new().await;
+        let repository = site.open().await;
+        site.proxy.on("TransactWriteItems", When::Nth(2), fault.clone());
+        let loaded = repository.load("templates", entities(250, ""), Existing::Fail).await.unwrap();
+        assert_eq!((loaded.written, loaded.unchanged), (250, 0), "{fault:?}");
+        assert_eq!(site.tables.count("templates"), 250, "{fault:?}");
+        assert_eq!((site.proxy.count("TransactWriteItems"), site.proxy.faults()), (3, 1), "{fault:?}");
+        // For some time it does not try again.
+        let loaded = repository.load("templates", entities(300, ""), Existing::Fail).await.unwrap();
+        assert_eq!((loaded.written, loaded.unchanged), (50, 250), "{fault:?}");
+        assert_eq!(site.proxy.count("TransactWriteItems"), 3, "{fault:?}");
+    }
 }
 
 // Requests that are lost, and answers.
@@ -384,8 +475,11 @@ async fn a_request_that_is_lost_is_sent_again_and_takes_effect_once() {
         transaction.commit().await.unwrap();
         assert_eq!(version(tables, "a"), Some(5), "{fault:?}");
 
-        lose("BatchWriteItem");
+        lose("TransactWriteItems");
         let loaded = repository.load("templates", entities(30, ""), Existing::Fail).await.unwrap();
+        assert_eq!((loaded.written, tables.count("templates")), (30, 32), "{fault:?}");
+        lose("BatchWriteItem");
+        let loaded = repository.load("templates", entities(30, r#","n":1"#), Existing::Overwrite).await.unwrap();
         assert_eq!((loaded.written, tables.count("templates")), (30, 32), "{fault:?}");
 
         // That it was this delete which found something cannot be told where the answer is lost.
@@ -396,7 +490,7 @@ async fn a_request_that_is_lost_is_sent_again_and_takes_effect_once() {
             (Err(error), _) => panic!("{error:?}"),
         }
         assert_eq!(version(tables, "b"), None, "{fault:?}");
-        assert_eq!(site.proxy.faults(), 9, "{fault:?}");
+        assert_eq!(site.proxy.faults(), 10, "{fault:?}");
     }
 }
 
@@ -428,7 +522,13 @@ async fn answers_that_are_lost_for_good_leave_the_outcome_unknown_and_one_write(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bulk_load_that_an_outage_interrupts_is_done_again_and_nothing_is_lost() {
-    let mut site = Site::with_engine().await;
+    for way in [IN_TRANSACTIONS, IN_BATCHES] {
+        outage_in_a_load(way).await;
+    }
+}
+
+async fn outage_in_a_load(way: LoadWay) {
+    let mut site = Site::with_engine(&way).await;
     let repository = site.open().await;
     let all = entities(3000, r#","weight":1.0,"huge":123456789012345678901234567890123456789012345"#);
     let load = {
@@ -441,7 +541,7 @@ async fn a_bulk_load_that_an_outage_interrupts_is_done_again_and_nothing_is_lost
         })
     };
     // It is well under way.
-    while site.proxy.count("BatchWriteItem") < 30 {
+    while site.proxy.count(way.operation) < 750 / way.items {
         assert!(!load.is_finished(), "{:?}", site.proxy.counts());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -466,12 +566,18 @@ async fn a_bulk_load_that_an_outage_interrupts_is_done_again_and_nothing_is_lost
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_is_killed_is_gone_on_with_and_nothing_is_lost() {
-    let site = Site::new().await;
+    for way in [IN_TRANSACTIONS, IN_BATCHES] {
+        killed_migration(way).await;
+    }
+}
+
+async fn killed_migration(way: LoadWay) {
+    let site = Site::loading(&way).await;
     site.folder.write("json/request_database.json", larder_samples::machines(3000, larder_samples::SEED));
     let arguments = ["migrate", "--from", "json", "--to", "tables", "--batch-size", "200"];
     let mut command = site.folder.command(&arguments);
     let mut larder = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
-    while site.proxy.count("BatchWriteItem") < 25 {
+    while site.proxy.count(way.operation) < 650 / way.items {
         assert!(larder.try_wait().expect("a child").is_none(), "{:?}", site.proxy.counts());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -501,6 +501,12 @@ impl wit_dynamodb::Host for Faulty<'_> {
             half self.0.put_batch(collection, first_half(items)))
     }
 
+    async fn put_new(&mut self, collection: String, key: String, items: Vec<wit_dynamodb::Item>) -> Answer<Vec<bool>> {
+        let about = format!("{collection}, {} items", items.len());
+        call!(self, "dynamodb.put-new", about, Divisible, self.0.put_new(collection, key, items),
+            half self.0.put_new(collection, key, first_half(items)))
+    }
+
     async fn transact(
         &mut self,
         actions: Vec<wit_dynamodb::Action>,

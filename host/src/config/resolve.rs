@@ -308,7 +308,7 @@ impl Resolver<'_> {
                 let defaults = DynamodbStrategy::default();
                 let dynamodb = place.dynamodb.unwrap_or(&defaults);
                 grants.dynamodb = Some(dynamodb_grant(&at, dynamodb, warnings)?);
-                section.retain(|key, _| key == "consistent_reads");
+                section.retain(|key, _| ["consistent_reads", "load_in_transactions"].contains(&key.as_str()));
             }
             _ => {
                 if let Some(files) = place.grants.and_then(|grants| grants.files.as_ref()) {

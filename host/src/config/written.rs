@@ -114,7 +114,8 @@ pub(super) struct Grants {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "sql_grant")]
     pub(super) sql: Option<SqlStrategy>,
-    /// Tables in DynamoDB with one prefix: the keys of `storage.dynamodb_strategy` without `consistent_reads` and `enable_dax`.
+    /// Tables in DynamoDB with one prefix: the keys of `storage.dynamodb_strategy` without `consistent_reads`,
+    /// `load_in_transactions` and `enable_dax`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "dynamodb_grant")]
     pub(super) dynamodb: Option<DynamodbStrategy>,
@@ -175,6 +176,7 @@ fn dynamodb_grant(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = generator.subschema_for::<DynamodbStrategy>();
     if let Some(properties) = schema.get_mut("properties").and_then(|properties| properties.as_object_mut()) {
         properties.shift_remove("consistent_reads");
+        properties.shift_remove("load_in_transactions");
         properties.shift_remove("enable_dax");
     }
     schema
@@ -392,6 +394,9 @@ pub(super) struct DynamodbStrategy {
     pub(super) auto_scaling: AutoScaling,
     /// `get` and `query` on a table see every write that was acknowledged before.
     pub(super) consistent_reads: bool,
+    /// Bulk loads put new entities in transactions, on the condition that nothing is stored under their ids, at twice the write
+    /// units; otherwise they look first, and write in batches.
+    pub(super) load_in_transactions: bool,
     /// Accepted, with a warning: there is no DAX client, so reads go to DynamoDB.
     pub(super) enable_dax: bool,
 }
@@ -408,6 +413,7 @@ impl Default for DynamodbStrategy {
             write_capacity: 5,
             auto_scaling: AutoScaling { enabled: false, ..AutoScaling::default() },
             consistent_reads: false,
+            load_in_transactions: true,
             enable_dax: false,
         }
     }

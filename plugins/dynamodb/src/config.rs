@@ -6,11 +6,17 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// The section.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
-    #[serde(default)]
     pub(crate) consistent_reads: bool,
+    pub(crate) load_in_transactions: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { consistent_reads: false, load_in_transactions: true }
+    }
 }
 
 impl Config {
@@ -34,6 +40,12 @@ pub(crate) fn schema() -> Value {
                                 always a little late, so a query uses one only where it is named.",
                 "type": "boolean",
                 "default": false,
+            },
+            "load_in_transactions": {
+                "description": "Whether a bulk load puts new entities in transactions, on the condition that nothing is \
+                                stored, at twice the write units; otherwise it looks first and writes without one.",
+                "type": "boolean",
+                "default": true,
             },
         },
     })

@@ -35,12 +35,14 @@ const ITEM_BYTES_MIN: u32 = 100;
 /// A store whose collections are tables.
 pub struct DynamodbStore<D: Dynamodb> {
     pub(crate) dynamodb: D,
-    config: Config,
+    pub(crate) config: Config,
     pub(crate) tables: Vec<Table>,
     /// Collections whose table was there. One that is gone then is never made again by a write.
     seen: RefCell<HashSet<String>>,
     /// The indexes that were found to be usable, by collection.
     usable: RefCell<HashMap<String, Vec<String>>>,
+    /// How many loads look at what is stored before they write.
+    pub(crate) looks_left: u32,
 }
 
 impl<D: Dynamodb> DynamodbStore<D> {
@@ -50,7 +52,8 @@ impl<D: Dynamodb> DynamodbStore<D> {
         let tables = collections.into_iter().map(Table::new).collect::<Result<Vec<_>>>()?;
         let warnings = tables.iter().flat_map(|table| table.warnings.clone()).collect();
         let opened = Opened { has_rules: true, warnings, ..Opened::default() };
-        Ok((DynamodbStore { dynamodb, config, tables, seen: RefCell::default(), usable: RefCell::default() }, opened))
+        let (seen, usable) = (RefCell::default(), RefCell::default());
+        Ok((DynamodbStore { dynamodb, config, tables, seen, usable, looks_left: 0 }, opened))
     }
 
     pub(crate) fn table(&self, collection: &str) -> Result<&Table> {

@@ -553,9 +553,14 @@ fn tokens_differ_and_fit() {
 
 #[test]
 fn the_section_of_the_configuration_is_read_strictly() {
-    for (text, expected) in [("{}", Some(false)), (r#"{"consistent_reads":true}"#, Some(true)), ("[true]", None)] {
-        let found: Result<bool, Error> = crate::config::Config::parse(text).map(|config| config.consistent_reads);
-        assert_eq!(found.ok(), expected, "{text}");
+    for (text, expected) in [
+        ("{}", Some((false, true))),
+        (r#"{"consistent_reads":true}"#, Some((true, true))),
+        (r#"{"load_in_transactions":false}"#, Some((false, false))),
+        ("[true]", None),
+    ] {
+        let found: Result<_, Error> = crate::config::Config::parse(text);
+        assert_eq!(found.ok().map(|config| (config.consistent_reads, config.load_in_transactions)), expected, "{text}");
     }
     let error = crate::config::Config::parse(r#"{"consistent_read":true}"#).unwrap_err();
     assert!(error.message.contains("consistent_read"), "{error}");

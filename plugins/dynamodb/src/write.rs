@@ -33,6 +33,17 @@ const PARSED_BYTES_MAX: usize = 4 << 20;
 /// How often a write is tried again that met others. Each time at least one of those got through.
 const ATTEMPTS_MAX: usize = 16;
 
+/// After a load that met stored entities, or a service that throttles: how many loads look first, before another one takes
+/// it that what comes is new. Where it is not, its transactions were for nothing.
+const LOOKS: u32 = 16;
+
+/// An entity of a load, and where it stands among those of the call.
+struct Incoming<'a> {
+    i: u32,
+    id: &'a str,
+    members: Members<'a>,
+}
+
 /// What is stored under an id.
 pub(crate) struct Stored {
     /// The stamps, and maybe others.
@@ -458,26 +469,79 @@ impl<D: Dynamodb> DynamodbStore<D> {
     }
 
     /// Bulk write. See `wit/repository.wit`.
+    ///
+    /// What is new is put in transactions, which evaluate a condition. What is not, or is in one transaction with what is
+    /// not, is looked up first, and replaced in batches, which take none.
     pub(crate) fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
         let table = self.table(collection)?;
         let mut loaded = Loaded::default();
-        let members = entities.iter().map(|entity| {
-            check_body(table, &entity.id, &entity.body)?;
-            entity::members(&table.collection, Some(&entity.id), &entity.body)
-        });
-        let parsed: Vec<Result<Members<'_>>> = members.collect();
-        let mut seen = HashSet::with_capacity(entities.len());
-        let ids: Vec<&str> = entities
-            .iter()
-            .zip(&parsed)
-            .filter(|(entity, parsed)| parsed.is_ok() && seen.insert(entity.id.as_str()))
-            .map(|(entity, _)| entity.id.as_str())
-            .collect();
-        let all_differ = ids.len() == entities.len();
-        if ids.is_empty() {
-            loaded.refused = (0..).zip(parsed).filter_map(|(i, parsed)| Some((i, parsed.err()?))).collect();
-            return Ok(loaded);
+        let mut parsed = Vec::with_capacity(entities.len());
+        for (i, entity) in (0..).zip(&entities) {
+            let members = check_body(table, &entity.id, &entity.body)
+                .and_then(|()| entity::members(&table.collection, Some(&entity.id), &entity.body));
+            match members {
+                Ok(members) => parsed.push(Incoming { i, id: &entity.id, members }),
+                Err(error) => loaded.refused.push((i, error)),
+            }
         }
+        let mut seen = HashSet::with_capacity(parsed.len());
+        let all_differ = parsed.iter().all(|incoming| seen.insert(incoming.id));
+        let mut looks_left = self.looks_left.saturating_sub(1);
+        if self.config.load_in_transactions && self.looks_left == 0 && all_differ {
+            let count = parsed.len();
+            parsed = self.put_new(table, parsed)?;
+            loaded.written += (count - parsed.len()) as u64;
+            if !parsed.is_empty() {
+                looks_left = LOOKS;
+            }
+        }
+        if !parsed.is_empty() {
+            let found = self.load_by_look(table, parsed, all_differ, existing, &mut loaded)?;
+            if found {
+                looks_left = LOOKS;
+            }
+        }
+        loaded.refused.sort_by_key(|(i, _)| *i);
+        self.looks_left = looks_left;
+        Ok(loaded)
+    }
+
+    /// Puts what nothing is stored under, and gives what is left.
+    fn put_new<'a>(&self, table: &Table, incoming: Vec<Incoming<'a>>) -> Result<Vec<Incoming<'a>>> {
+        let collection = &table.collection.name;
+        let mut left = Vec::new();
+        let (mut tried, mut items) = (Vec::with_capacity(incoming.len()), Vec::with_capacity(incoming.len()));
+        for one in incoming {
+            let encoded = item::encode(table, &one.members);
+            match size::check(table, one.id, &encoded) {
+                Ok(()) => {
+                    items.push(encoded.item);
+                    tried.push(one);
+                }
+                Err(_) => left.push(one),
+            }
+        }
+        let put = match self.dynamodb.put_new(collection, &table.collection.key, items) {
+            // Whoever looks makes the table.
+            Err(error) if error.kind == ErrorKind::NotFound && !self.has_seen(collection) => vec![false; tried.len()],
+            put => self.reading(collection, put)?,
+        };
+        left.extend(tried.into_iter().zip(put).filter(|(_, is_put)| !is_put).map(|(one, _)| one));
+        Ok(left)
+    }
+
+    /// Writes what is to be written beside what is stored, and says whether anything is.
+    fn load_by_look(
+        &self,
+        table: &Table,
+        incoming: Vec<Incoming>,
+        all_differ: bool,
+        existing: Existing,
+        loaded: &mut Loaded,
+    ) -> Result<bool> {
+        let collection = &table.collection.name;
+        let mut seen = HashSet::with_capacity(incoming.len());
+        let ids: Vec<&str> = incoming.iter().map(|one| one.id).filter(|id| seen.insert(*id)).collect();
         let items = self.items_to_change(collection, &ids)?;
         // What is there cannot be read: other content.
         let mut current: HashMap<&str, Result<Map<String, Value>>> = HashMap::new();
@@ -486,23 +550,17 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 current.insert(id, item::decode(table, &item));
             }
         }
+        let found = !current.is_empty();
         // Of an entity that comes twice, the last one that is to be stored is sent.
         let mut order: HashMap<&str, usize> = HashMap::new();
         let mut puts: Vec<Item> = Vec::new();
-        for ((i, entity), members) in (0..).zip(&entities).zip(parsed) {
-            let members = match members {
-                Ok(members) => members,
-                Err(error) => {
-                    loaded.refused.push((i, error));
-                    continue;
-                }
-            };
+        for Incoming { i, id, members } in incoming {
             let encoded = item::encode(table, &members);
-            if let Err(error) = size::check(table, &entity.id, &encoded) {
+            if let Err(error) = size::check(table, id, &encoded) {
                 loaded.refused.push((i, error));
                 continue;
             }
-            match (current.get(entity.id.as_str()), existing) {
+            match (current.get(id), existing) {
                 (Some(Ok(stored)), _) if json::equal_objects(&members, stored) => {
                     loaded.unchanged += 1;
                     continue;
@@ -513,7 +571,7 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 }
                 (Some(stored), Existing::Fail) => {
                     let version = stored.as_ref().map_or(0, |stored| entity::version_of(&table.collection, stored));
-                    let refused = entity::check_expectation(Expectation::Absent, Some(version), collection, &entity.id);
+                    let refused = entity::check_expectation(Expectation::Absent, Some(version), collection, id);
                     if let Err(error) = refused {
                         loaded.refused.push((i, error));
                     }
@@ -526,11 +584,11 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 puts.push(encoded.item);
                 continue;
             }
-            current.insert(&entity.id, Ok(members.into_map()));
-            match order.get(entity.id.as_str()) {
+            current.insert(id, Ok(members.into_map()));
+            match order.get(id) {
                 Some(&position) => puts[position] = encoded.item,
                 None => {
-                    order.insert(&entity.id, puts.len());
+                    order.insert(id, puts.len());
                     puts.push(encoded.item);
                 }
             }
@@ -538,6 +596,6 @@ impl<D: Dynamodb> DynamodbStore<D> {
         if !puts.is_empty() {
             self.reading(collection, self.dynamodb.put_batch(collection, puts))?;
         }
-        Ok(loaded)
+        Ok(found)
     }
 }

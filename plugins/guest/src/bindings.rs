@@ -509,6 +509,11 @@ impl Dynamodb for HostDynamodb {
         dynamodb::put_batch(collection, &items).map_err(error_in)
     }
 
+    fn put_new(&self, collection: &str, key: &str, items: Vec<Item>) -> Result<Vec<bool>> {
+        let items: Vec<dynamodb::Item> = items.into_iter().map(item_out).collect();
+        dynamodb::put_new(collection, key, &items).map_err(error_in)
+    }
+
     fn transact(&self, actions: Vec<ItemAction>, token: &str) -> Result<Vec<Written>> {
         let actions: Vec<dynamodb::Action> = actions.into_iter().map(action_out).collect();
         let answers = dynamodb::transact(&actions, token).map_err(error_in)?;

@@ -264,6 +264,7 @@ pub trait Dynamodb {
     fn get_items(&self, collection: &str, keys: Vec<Item>, consistent: bool) -> Result<Vec<Option<Item>>>;
     fn write_items(&self, actions: Vec<ItemAction>) -> Result<Vec<Result<Written>>>;
     fn put_batch(&self, collection: &str, items: Vec<Item>) -> Result<()>;
+    fn put_new(&self, collection: &str, key: &str, items: Vec<Item>) -> Result<Vec<bool>>;
     fn transact(&self, actions: Vec<ItemAction>, token: &str) -> Result<Vec<Written>>;
     fn query(&self, query: ItemQuery) -> Result<ItemPage>;
     /// Segments by number, each with the key behind which it begins.

@@ -1,12 +1,15 @@
-//! Many items in a request: `BatchGetItem` and `BatchWriteItem`, and what the service leaves of them undone.
+//! Many items in a request: `BatchGetItem`, `BatchWriteItem` and what the service leaves of them undone, and
+//! `TransactWriteItems` for items that are new.
 //!
 //! The bodies of these requests are written here, once for however many sendings, and the SDK signs and sends them. It would
 //! take each item as a map, and another one for each sending: a sixth of all that a bulk load computes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
+use std::hash::{BuildHasher, RandomState};
 
 use aws_sdk_dynamodb::client::customize::CustomizableOperation;
+use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -14,14 +17,17 @@ use larder_model::{Error, ErrorKind, Result, Retry};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::client::{Backoff, Clients, Failed, send};
+use super::client::{Backoff, Clients, Failed, send, send_unless_throttled};
 use super::values::{attribute_from, item_from, notation};
+use super::writes::{self, ACTIONS_MAX};
 use super::{Item, SIDE_BY_SIDE, Tables, errors};
 
 /// What the service takes in one BatchGetItem.
 const GETS_MAX: usize = 100;
 /// What it takes in one BatchWriteItem.
 const PUTS_MAX: usize = 25;
+/// What all items of a transaction may have in bytes. Their notation has no fewer.
+const TRANSACTION_BYTES_MAX: usize = 4_000_000;
 
 type RawItem = HashMap<String, AttributeValue>;
 
@@ -65,6 +71,24 @@ impl Tables {
             Retry::Safe if !is_one => Error { retry: Retry::UnknownOutcome, ..error },
             _ => error,
         })
+    }
+
+    /// Puts where nothing is stored, in transactions side by side: no item may come twice. One answer an item, whether it was
+    /// put; where not, nothing of its transaction was. After an error any of them may be stored.
+    pub async fn put_new(&self, collection: &str, key: &str, items: Vec<Item>) -> Result<Vec<bool>> {
+        let (table, deadline) = (self.table(collection)?, self.deadline());
+        let clients = self.clients().await?;
+        let items = items.into_iter().map(notation).collect::<Result<Vec<_>>>()?;
+        let chunks = chunks_to_transact(&items);
+        let is_one = chunks.len() == 1;
+        let sent: Vec<_> = chunks.iter().map(|chunk| put_new_chunk(clients, &table, key, chunk, deadline)).collect();
+        let put: Result<Vec<bool>> = stream::iter(sent).buffered(SIDE_BY_SIDE).try_collect().await;
+        let put = put.map_err(|error| match error.retry {
+            // Others went through, or may have.
+            Retry::Safe if !is_one => Error { retry: Retry::UnknownOutcome, ..error },
+            _ => error,
+        })?;
+        Ok(put.into_iter().zip(chunks).flat_map(|(is_put, chunk)| std::iter::repeat_n(is_put, chunk.len())).collect())
     }
 }
 
@@ -139,6 +163,72 @@ async fn put_chunk(clients: &Clients, table: &str, items: &[String], deadline: I
         let again = again.collect::<Result<Vec<_>>>();
         left = puts(table, &again.map_err(|error| Error { retry: Retry::UnknownOutcome, ..error })?);
     }
+}
+
+/// Puts up to [`ACTIONS_MAX`] items, all or none of them. Not where something is stored under one of their keys, where
+/// somebody else writes to one of them, or where the service throttles it.
+async fn put_new_chunk(clients: &Clients, table: &str, key: &str, items: &[String], deadline: Instant) -> Result<bool> {
+    let body = transaction(table, key, items);
+    let request = clients.tables.transact_write_items().set_transact_items(Some(Vec::new()));
+    let sent =
+        send_unless_throttled(&clients.to_tables, deadline, || with_body(request.clone().customize(), &body).send());
+    let Err(failed) = sent.await else { return Ok(true) };
+    match failed.answer.as_deref() {
+        // Sent again it has the same token, and would be answered as before, had it taken effect then. So it never did.
+        Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) => {
+            match writes::cancelled(cancelled.cancellation_reasons(), items.len()) {
+                Err(error) if error.retry == Retry::Never => Err(error),
+                Err(error) if error.kind == ErrorKind::Throttled => {
+                    clients.to_tables.pace.throttled();
+                    Ok(false)
+                }
+                _ => Ok(false),
+            }
+        }
+        // Where an earlier sending still takes effect, it puts the same items, and where nothing is stored.
+        _ if matches!(failed.error.kind, ErrorKind::Throttled | ErrorKind::VersionConflict) => Ok(false),
+        _ => Err(failed.of_write()),
+    }
+}
+
+/// As few transactions as take all of these.
+fn chunks_to_transact(items: &[String]) -> Vec<&[String]> {
+    let (mut chunks, mut left) = (Vec::with_capacity(items.len() / ACTIONS_MAX + 1), items);
+    while !left.is_empty() {
+        let mut bytes = 0;
+        let fits = |item: &&String| {
+            bytes += item.len();
+            bytes <= TRANSACTION_BYTES_MAX
+        };
+        // One that is too large by itself is the service's to refuse.
+        let count = left.iter().take(ACTIONS_MAX).take_while(fits).count().max(1);
+        let (chunk, others) = left.split_at(count);
+        chunks.push(chunk);
+        left = others;
+    }
+    chunks
+}
+
+fn transaction(table: &str, key: &str, items: &[String]) -> Bytes {
+    let (table, key) = (Value::from(table), Value::from(key));
+    let condition = format!(
+        r##","TableName":{table},"ConditionExpression":"attribute_not_exists(#k)","ExpressionAttributeNames":{{"#k":{key}}}}}}}"##
+    );
+    let bytes: usize = items.iter().map(|item| item.len() + condition.len() + 20).sum();
+    let mut body = String::with_capacity(bytes + 100);
+    _ = write!(body, r#"{{"ClientRequestToken":"{}","TransactItems":["#, token());
+    for (i, item) in items.iter().enumerate() {
+        body.extend([if i > 0 { "," } else { "" }, r#"{"Put":{"Item":"#, item, &condition]);
+    }
+    body.push_str("]}");
+    Bytes::from(body)
+}
+
+/// Another one each time.
+fn token() -> String {
+    // The keys of a `RandomState` are random.
+    let random = || RandomState::new().hash_one(0);
+    format!("{:016x}{:016x}", random(), random())
 }
 
 fn puts(table: &str, items: &[String]) -> Bytes {

@@ -187,6 +187,34 @@ impl<E> Failed<E> {
 pub(super) async fn send<T, E, R, F>(
     to: &Sending,
     deadline: Instant,
+    request: impl FnMut() -> F,
+) -> Result<T, Failed<E>>
+where
+    F: Future<Output = Result<T, SdkError<E, R>>>,
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    R: std::fmt::Debug + Send + Sync + 'static,
+{
+    send_while(to, deadline, true, request).await
+}
+
+/// The same for a request that there is another way for where the service throttles it.
+pub(super) async fn send_unless_throttled<T, E, R, F>(
+    to: &Sending,
+    deadline: Instant,
+    request: impl FnMut() -> F,
+) -> Result<T, Failed<E>>
+where
+    F: Future<Output = Result<T, SdkError<E, R>>>,
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    R: std::fmt::Debug + Send + Sync + 'static,
+{
+    send_while(to, deadline, false, request).await
+}
+
+async fn send_while<T, E, R, F>(
+    to: &Sending,
+    deadline: Instant,
+    throttled_too: bool,
     mut request: impl FnMut() -> F,
 ) -> Result<T, Failed<E>>
 where
@@ -217,7 +245,7 @@ where
         drop(turn);
         is_doubtful |= failure.class == Class::Lost;
         let is_worth_it = match failure.class {
-            Class::Throttled => true,
+            Class::Throttled => throttled_too,
             Class::Conflict => {
                 conflicts += 1;
                 conflicts < CONFLICTS_MAX

@@ -335,6 +335,34 @@ async fn a_transaction_takes_effect_as_a_whole_or_not_at_all() {
     assert_eq!(tables.transact(Vec::new(), &token(&tables, "5")).await, Ok(Vec::new()));
 }
 
+#[tokio::test]
+async fn items_are_put_where_nothing_is_stored() {
+    let tables = with_table().await;
+    let put_new = |numbers: std::ops::Range<usize>| tables.put_new("t", "id", numbers.map(machine).collect());
+    assert_eq!(put_new(0..0).await, Ok(Vec::new()));
+    assert_eq!(put_new(0..230).await, Ok(vec![true; 230]));
+    // One is stored already, and its transaction put nothing.
+    assert_eq!(put_new(229..400).await, Ok([vec![false; 100], vec![true; 71]].concat()));
+    assert_eq!((get(&tables, "m230").await, get(&tables, "m330").await), (None, Some(machine(330))));
+    let other = vec![vec![text("id", "m1"), text("state", "down")]];
+    assert_eq!(tables.put_new("t", "id", other).await, Ok(vec![false]));
+    assert_eq!(get(&tables, "m1").await, Some(machine(1)));
+
+    // By bytes too: the service takes 4 MB in one transaction.
+    let large = |number: usize| vec![text("id", format!("large{number}")), text("x", "\u{7f}".repeat(390_000))];
+    assert_eq!(tables.put_new("t", "id", (0..25).map(large).collect()).await, Ok(vec![true; 25]));
+    assert_eq!(get(&tables, "large24").await, Some(large(24)));
+
+    let broken = vec![text("id", "x"), ("d".to_owned(), Attribute::Document("{}".to_owned()))];
+    let error = tables.put_new("t", "id", vec![machine(900), broken]).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument);
+    // What the service refuses is no item that is stored.
+    let keyless = vec![text("at", "0901")];
+    let error = tables.put_new("t", "id", vec![machine(901), keyless]).await.unwrap_err();
+    assert_eq!((error.kind, error.retry), (ErrorKind::InvalidArgument, Retry::Never), "{error}");
+    assert_eq!((get(&tables, "m900").await, get(&tables, "m901").await), (None, None));
+}
+
 fn query() -> ItemQuery {
     ItemQuery {
         collection: "t".to_owned(),
@@ -412,6 +440,7 @@ async fn what_is_missing_or_not_granted_is_told_apart() {
     assert_eq!((missing.kind, missing.retry), (ErrorKind::NotFound, Retry::Never));
     let missing = tables.transact(vec![put(machine(1), None)], "token").await.unwrap_err();
     assert_eq!((missing.kind, missing.retry), (ErrorKind::NotFound, Retry::Never));
+    assert_eq!(tables.put_new("t", "id", vec![machine(1)]).await.unwrap_err().kind, ErrorKind::NotFound);
     let missing = tables.put_batch("t", vec![machine(1)]).await.unwrap_err();
     assert_eq!((missing.kind, missing.retry), (ErrorKind::NotFound, Retry::Never));
     for other in ["other", "", "t_", "../t"] {
@@ -438,6 +467,7 @@ async fn a_collection_that_is_not_the_stores_is_denied_before_anything_is_sent()
     for denied in [
         tables.get_items("payroll", vec![key("a")], true).await.map(drop),
         tables.put_batch("payroll", vec![key("a")]).await,
+        tables.put_new("payroll", "id", vec![key("a")]).await.map(drop),
         tables.transact(vec![action], "token").await.map(drop),
         tables.describe_table("payroll").await.map(drop),
         tables.prepare_table(&spec, true, false).await.map(drop),

@@ -18,7 +18,7 @@ use super::values::{self, item_from, item_into};
 use super::{Action, Expression, Tables, Written, errors};
 
 /// What the service takes in one transaction.
-const ACTIONS_MAX: usize = 100;
+pub(super) const ACTIONS_MAX: usize = 100;
 const TOKEN_CHARS_MAX: usize = 36;
 /// Single writes of one call that are under way at a time.
 const WRITES_SIDE_BY_SIDE: usize = 16;
@@ -227,7 +227,7 @@ fn nothing_was_written(error: Error) -> Error {
 }
 
 /// One answer an action where conditions did not hold, otherwise why the transaction was cancelled.
-fn cancelled(reasons: &[CancellationReason], count: usize) -> Result<Vec<Written>> {
+pub(super) fn cancelled(reasons: &[CancellationReason], count: usize) -> Result<Vec<Written>> {
     let code = |reason: &CancellationReason| reason.code().filter(|code| *code != "None").map(str::to_owned);
     let errors = reasons.iter().enumerate().filter_map(|(index, reason)| Some((index, reason, code(reason)?))).map(
         |(index, reason, code)| {
