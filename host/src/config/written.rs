@@ -114,8 +114,7 @@ pub(super) struct Grants {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "sql_grant")]
     pub(super) sql: Option<SqlStrategy>,
-    /// Tables in DynamoDB with one prefix: the keys of `storage.dynamodb_strategy` without `consistent_reads`,
-    /// `load_in_transactions` and `enable_dax`.
+    /// Tables in DynamoDB with one prefix: the keys of `storage.dynamodb_strategy` from `region` to `auto_scaling`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "dynamodb_grant")]
     pub(super) dynamodb: Option<DynamodbStrategy>,
@@ -394,8 +393,7 @@ pub(super) struct DynamodbStrategy {
     pub(super) auto_scaling: AutoScaling,
     /// `get` and `query` on a table see every write that was acknowledged before.
     pub(super) consistent_reads: bool,
-    /// Bulk loads put new entities in transactions, on the condition that nothing is stored under their ids, at twice the write
-    /// units; otherwise they look first, and write in batches.
+    /// Bulk loads put what is new in transactions, on a condition and at twice the write units; otherwise they look first.
     pub(super) load_in_transactions: bool,
     /// Accepted, with a warning: there is no DAX client, so reads go to DynamoDB.
     pub(super) enable_dax: bool,
