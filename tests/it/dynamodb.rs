@@ -425,8 +425,8 @@ async fn a_load_never_replaces_what_somebody_else_writes_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_goes_on_in_batches_where_there_are_no_units_for_transactions() {
-    let cancelled = [Fault::Cancel(&["None", "ThrottlingError"]), Fault::Cancel(&["TransactionConflict"])];
-    for fault in [&[Fault::Refuse("ProvisionedThroughputExceededException")], &cancelled[..]].concat() {
+    let cancelled = Fault::Cancel(&["None", "ThrottlingError"]);
+    for fault in [Fault::Refuse("ProvisionedThroughputExceededException"), cancelled] {
         let site = Site::new().await;
         let repository = site.open().await;
         site.proxy.on("TransactWriteItems", When::Nth(2), fault.clone());
@@ -439,6 +439,42 @@ async fn a_load_goes_on_in_batches_where_there_are_no_units_for_transactions() {
         assert_eq!((loaded.written, loaded.unchanged), (50, 250), "{fault:?}");
         assert_eq!(site.proxy.count("TransactWriteItems"), 3, "{fault:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_tells_what_it_cannot_know() {
+    // No answer came to the first sending, which took effect, and the second is throttled.
+    let site = Site::new().await;
+    let repository = site.open().await;
+    site.proxy.on("TransactWriteItems", When::Nth(1), Fault::LoseAnswer);
+    site.proxy.on("TransactWriteItems", When::Nth(2), Fault::Refuse("ProvisionedThroughputExceededException"));
+    let error = fails(repository.load("templates", entities(90, ""), Existing::Fail).await, &[ErrorKind::Throttled]);
+    assert_eq!((error.retry, site.proxy.faults()), (Retry::UnknownOutcome, 2), "{error:?}");
+    let loaded = repository.load("templates", entities(90, ""), Existing::Fail).await.unwrap();
+    assert_eq!((loaded.unchanged, site.tables.count("templates")), (90, 90));
+
+    // One transaction is through, and the look for the other one is not.
+    let site = Site::new().await;
+    let repository = site.open().await;
+    site.proxy.on("TransactWriteItems", When::Nth(2), Fault::Cancel(&["ThrottlingError"]));
+    site.proxy.on("BatchGetItem", When::Always, Fault::Refuse("AccessDeniedException"));
+    let error = fails(repository.load("templates", entities(150, ""), Existing::Fail).await, &[ErrorKind::Denied]);
+    assert_ne!(error.retry, Retry::Safe, "{error:?}");
+    assert!(site.tables.count("templates") > 0);
+
+    // Whoever meets another transaction waits for its end.
+    let site = Site::new().await;
+    let repository = site.open().await;
+    site.proxy.on("TransactWriteItems", When::Next(3), Fault::Cancel(&["None", "TransactionConflict"]));
+    let loaded = repository.load("templates", entities(90, ""), Existing::Fail).await.unwrap();
+    assert_eq!((loaded.written, site.proxy.faults(), site.proxy.count("BatchWriteItem")), (90, 3, 0));
+
+    // What is all refused says nothing of a table.
+    let site = Site::unprepared(20, "").await;
+    let repository = site.open().await;
+    let wrong = vec![Entity { body: b"{}".to_vec(), ..entities(1, "").remove(0) }];
+    assert_eq!(repository.load("templates", wrong, Existing::Fail).await.unwrap().refused.len(), 1);
+    assert_eq!(repository.load("templates", entities(3, ""), Existing::Fail).await.unwrap().written, 3);
 }
 
 // Requests that are lost, and answers.

@@ -489,14 +489,22 @@ impl<D: Dynamodb> DynamodbStore<D> {
         let mut looks_left = self.looks_left.saturating_sub(1);
         if self.config.load_in_transactions && self.looks_left == 0 && all_differ {
             let count = parsed.len();
-            parsed = self.put_new(table, parsed)?;
+            let (left, was_cancelled) = self.put_new(table, parsed)?;
+            parsed = left;
             loaded.written += (count - parsed.len()) as u64;
-            if !parsed.is_empty() {
+            if was_cancelled {
                 looks_left = LOOKS;
             }
         }
         if !parsed.is_empty() {
-            let found = self.load_by_look(table, parsed, all_differ, existing, &mut loaded)?;
+            let has_put = loaded.written > 0;
+            let found = self.load_by_look(table, parsed, all_differ, existing, &mut loaded).map_err(|error| {
+                match error.retry {
+                    // The others are stored.
+                    Retry::Safe if has_put => Error { retry: Retry::UnknownOutcome, ..error },
+                    _ => error,
+                }
+            })?;
             if found {
                 looks_left = LOOKS;
             }
@@ -506,8 +514,8 @@ impl<D: Dynamodb> DynamodbStore<D> {
         Ok(loaded)
     }
 
-    /// Puts what nothing is stored under, and gives what is left.
-    fn put_new<'a>(&self, table: &Table, incoming: Vec<Incoming<'a>>) -> Result<Vec<Incoming<'a>>> {
+    /// Puts what nothing is stored under, and gives what is left, and whether some of that was sent.
+    fn put_new<'a>(&self, table: &Table, incoming: Vec<Incoming<'a>>) -> Result<(Vec<Incoming<'a>>, bool)> {
         let collection = &table.collection.name;
         let mut left = Vec::new();
         let (mut tried, mut items) = (Vec::with_capacity(incoming.len()), Vec::with_capacity(incoming.len()));
@@ -521,13 +529,20 @@ impl<D: Dynamodb> DynamodbStore<D> {
                 Err(_) => left.push(one),
             }
         }
+        if items.is_empty() {
+            return Ok((left, false));
+        }
         let put = match self.dynamodb.put_new(collection, &table.collection.key, items) {
             // Whoever looks makes the table.
-            Err(error) if error.kind == ErrorKind::NotFound && !self.has_seen(collection) => vec![false; tried.len()],
+            Err(error) if error.kind == ErrorKind::NotFound && !self.has_seen(collection) => {
+                left.extend(tried);
+                return Ok((left, false));
+            }
             put => self.reading(collection, put)?,
         };
+        let was_cancelled = put.contains(&false);
         left.extend(tried.into_iter().zip(put).filter(|(_, is_put)| !is_put).map(|(one, _)| one));
-        Ok(left)
+        Ok((left, was_cancelled))
     }
 
     /// Writes what is to be written beside what is stored, and says whether anything is.

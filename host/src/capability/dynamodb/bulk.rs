@@ -17,7 +17,7 @@ use larder_model::{Error, ErrorKind, Result, Retry};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::client::{Backoff, Clients, Failed, send, send_unless_throttled};
+use super::client::{Backoff, CONFLICTS_MAX, Clients, Failed, send, send_unless_throttled};
 use super::values::{attribute_from, item_from, notation};
 use super::writes::{self, ACTIONS_MAX};
 use super::{Item, SIDE_BY_SIDE, Tables, errors};
@@ -166,28 +166,42 @@ async fn put_chunk(clients: &Clients, table: &str, items: &[String], deadline: I
 }
 
 /// Puts up to [`ACTIONS_MAX`] items, all or none of them. Not where something is stored under one of their keys, where
-/// somebody else writes to one of them, or where the service throttles it.
+/// others write to them again and again, or where the service throttles it.
 async fn put_new_chunk(clients: &Clients, table: &str, key: &str, items: &[String], deadline: Instant) -> Result<bool> {
     let body = transaction(table, key, items);
     let request = clients.tables.transact_write_items().set_transact_items(Some(Vec::new()));
-    let sent =
-        send_unless_throttled(&clients.to_tables, deadline, || with_body(request.clone().customize(), &body).send());
-    let Err(failed) = sent.await else { return Ok(true) };
-    match failed.answer.as_deref() {
-        // Sent again it has the same token, and would be answered as before, had it taken effect then. So it never did.
-        Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) => {
-            match writes::cancelled(cancelled.cancellation_reasons(), items.len()) {
-                Err(error) if error.retry == Retry::Never => Err(error),
-                Err(error) if error.kind == ErrorKind::Throttled => {
-                    clients.to_tables.pace.throttled();
-                    Ok(false)
+    let mut backoff = Backoff::until(deadline);
+    let mut conflicts = 0;
+    loop {
+        let sent = send_unless_throttled(&clients.to_tables, deadline, || {
+            with_body(request.clone().customize(), &body).send()
+        });
+        let Err(failed) = sent.await else { return Ok(true) };
+        let error = match failed.answer.as_deref() {
+            // Sent again it has the same token, and would be answered as before, had it taken effect then. So it never did.
+            Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) => {
+                match writes::cancelled(cancelled.cancellation_reasons(), items.len()) {
+                    Ok(_) => return Ok(false),
+                    Err(error) => error,
                 }
-                _ => Ok(false),
             }
+            _ if failed.error.kind == ErrorKind::Throttled && !failed.is_doubtful => return Ok(false),
+            _ => return Err(failed.of_write()),
+        };
+        match error.kind {
+            _ if error.retry == Retry::Never => return Err(Error { write_index: None, ..error }),
+            ErrorKind::VersionConflict => {
+                conflicts += 1;
+                if conflicts == CONFLICTS_MAX || !backoff.pause().await {
+                    return Ok(false);
+                }
+            }
+            ErrorKind::Throttled => {
+                clients.to_tables.pace.throttled();
+                return Ok(false);
+            }
+            _ => return Ok(false),
         }
-        // Where an earlier sending still takes effect, it puts the same items, and where nothing is stored.
-        _ if matches!(failed.error.kind, ErrorKind::Throttled | ErrorKind::VersionConflict) => Ok(false),
-        _ => Err(failed.of_write()),
     }
 }
 
