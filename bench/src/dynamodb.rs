@@ -445,7 +445,7 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage, 
     let moved = format!("move {count} machines out of SQLite, {tables}{cores}, beside a loader");
     Ok([
         Row::new(format!("{moved} in batches, which replaces what is there"), &ours, &batches).at_most(LOAD_RATIO_MAX),
-        Row::new(format!("{moved} in transactions, as larder does"), &ours, &transactions).at_most(LOAD_RATIO_MAX),
+        Row::new(format!("{moved} in transactions, on a condition"), &ours, &transactions).at_most(LOAD_RATIO_MAX),
         Row::new(
             format!("load them without larder, {tables}{cores}, in transactions, beside in batches"),
             &transactions,

@@ -45,9 +45,9 @@ struct LoadWay {
     items: u64,
 }
 
-const IN_TRANSACTIONS: LoadWay = LoadWay { members: "", operation: "TransactWriteItems", items: 100 };
-const IN_BATCHES: LoadWay =
-    LoadWay { members: r#","load_in_transactions":false"#, operation: "BatchWriteItem", items: 25 };
+const IN_TRANSACTIONS: LoadWay =
+    LoadWay { members: r#","load_in_transactions":true"#, operation: "TransactWriteItems", items: 100 };
+const IN_BATCHES: LoadWay = LoadWay { members: "", operation: "BatchWriteItem", items: 25 };
 
 /// A store `tables`, its tables, and a proxy before their engine.
 struct Site {
@@ -327,7 +327,7 @@ async fn a_service_that_throttles_for_a_while_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_throttles_for_good_is_not_waited_for_for_ever() {
-    let site = Site::unprepared(2, "").await;
+    let site = Site::unprepared(2, IN_TRANSACTIONS.members).await;
     site.prepare().await;
     let repository = site.open().await;
     site.on_each(When::Always, Fault::Refuse("ProvisionedThroughputExceededException"));
@@ -373,7 +373,7 @@ async fn what_a_batch_leaves_is_sent_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_puts_what_is_new_in_transactions_and_looks_only_where_one_was_cancelled() {
-    let site = Site::new().await;
+    let site = Site::loading(&IN_TRANSACTIONS).await;
     let repository = site.open().await;
     let (first, rest) = (entities(250, ""), entities(400, ""));
     let loaded = repository.load("templates", first, Existing::Fail).await.unwrap();
@@ -401,7 +401,7 @@ async fn a_load_puts_what_is_new_in_transactions_and_looks_only_where_one_was_ca
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_never_replaces_what_somebody_else_writes_meanwhile() {
-    let site = Site::new().await;
+    let site = Site::loading(&IN_TRANSACTIONS).await;
     let repository = site.open().await;
     site.proxy.on("TransactWriteItems", When::Always, Fault::Hold);
     let load = {
@@ -427,7 +427,7 @@ async fn a_load_never_replaces_what_somebody_else_writes_meanwhile() {
 async fn a_load_goes_on_in_batches_where_there_are_no_units_for_transactions() {
     let cancelled = Fault::Cancel(&["None", "ThrottlingError"]);
     for fault in [Fault::Refuse("ProvisionedThroughputExceededException"), cancelled] {
-        let site = Site::new().await;
+        let site = Site::loading(&IN_TRANSACTIONS).await;
         let repository = site.open().await;
         site.proxy.on("TransactWriteItems", When::Nth(2), fault.clone());
         let loaded = repository.load("templates", entities(250, ""), Existing::Fail).await.unwrap();
@@ -444,7 +444,7 @@ async fn a_load_goes_on_in_batches_where_there_are_no_units_for_transactions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_tells_what_it_cannot_know() {
     // No answer came to the first sending, which took effect, and the second is throttled.
-    let site = Site::new().await;
+    let site = Site::loading(&IN_TRANSACTIONS).await;
     let repository = site.open().await;
     site.proxy.on("TransactWriteItems", When::Nth(1), Fault::LoseAnswer);
     site.proxy.on("TransactWriteItems", When::Nth(2), Fault::Refuse("ProvisionedThroughputExceededException"));
@@ -454,7 +454,7 @@ async fn a_load_tells_what_it_cannot_know() {
     assert_eq!((loaded.unchanged, site.tables.count("templates")), (90, 90));
 
     // One transaction is through, and the look for the other one is not.
-    let site = Site::new().await;
+    let site = Site::loading(&IN_TRANSACTIONS).await;
     let repository = site.open().await;
     site.proxy.on("TransactWriteItems", When::Nth(2), Fault::Cancel(&["ThrottlingError"]));
     site.proxy.on("BatchGetItem", When::Always, Fault::Refuse("AccessDeniedException"));
@@ -463,14 +463,14 @@ async fn a_load_tells_what_it_cannot_know() {
     assert!(site.tables.count("templates") > 0);
 
     // Whoever meets another transaction waits for its end.
-    let site = Site::new().await;
+    let site = Site::loading(&IN_TRANSACTIONS).await;
     let repository = site.open().await;
     site.proxy.on("TransactWriteItems", When::Next(3), Fault::Cancel(&["None", "TransactionConflict"]));
     let loaded = repository.load("templates", entities(90, ""), Existing::Fail).await.unwrap();
     assert_eq!((loaded.written, site.proxy.faults(), site.proxy.count("BatchWriteItem")), (90, 3, 0));
 
     // What is all refused says nothing of a table.
-    let site = Site::unprepared(20, "").await;
+    let site = Site::unprepared(20, IN_TRANSACTIONS.members).await;
     let repository = site.open().await;
     let wrong = vec![Entity { body: b"{}".to_vec(), ..entities(1, "").remove(0) }];
     assert_eq!(repository.load("templates", wrong, Existing::Fail).await.unwrap().refused.len(), 1);
@@ -482,7 +482,7 @@ async fn a_load_tells_what_it_cannot_know() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_lost_is_sent_again_and_takes_effect_once() {
     for fault in [Fault::Cut, Fault::LoseAnswer] {
-        let site = Site::new().await;
+        let site = Site::loading(&IN_TRANSACTIONS).await;
         let repository = site.open().await;
         let (tables, lose) = (&site.tables, |operation| site.proxy.on(operation, When::Next(1), fault.clone()));
         for round in 1..=3 {
@@ -532,7 +532,7 @@ async fn a_request_that_is_lost_is_sent_again_and_takes_effect_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_are_lost_for_good_leave_the_outcome_unknown_and_one_write() {
-    let site = Site::unprepared(6, "").await;
+    let site = Site::unprepared(6, IN_TRANSACTIONS.members).await;
     site.prepare().await;
     let repository = site.open().await;
     assert_eq!(save(&repository, "a", "").await.unwrap(), 1);

@@ -411,7 +411,7 @@ impl Default for DynamodbStrategy {
             write_capacity: 5,
             auto_scaling: AutoScaling { enabled: false, ..AutoScaling::default() },
             consistent_reads: false,
-            load_in_transactions: true,
+            load_in_transactions: false,
             enable_dax: false,
         }
     }

@@ -6,17 +6,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// The section.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     pub(crate) consistent_reads: bool,
     pub(crate) load_in_transactions: bool,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config { consistent_reads: false, load_in_transactions: true }
-    }
 }
 
 impl Config {
@@ -45,7 +39,7 @@ pub(crate) fn schema() -> Value {
                 "description": "Whether a bulk load puts new entities in transactions, on the condition that nothing is \
                                 stored, at twice the write units; otherwise it looks first and writes without one.",
                 "type": "boolean",
-                "default": true,
+                "default": false,
             },
         },
     })

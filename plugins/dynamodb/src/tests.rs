@@ -554,9 +554,9 @@ fn tokens_differ_and_fit() {
 #[test]
 fn the_section_of_the_configuration_is_read_strictly() {
     for (text, expected) in [
-        ("{}", Some((false, true))),
-        (r#"{"consistent_reads":true}"#, Some((true, true))),
-        (r#"{"load_in_transactions":false}"#, Some((false, false))),
+        ("{}", Some((false, false))),
+        (r#"{"consistent_reads":true}"#, Some((true, false))),
+        (r#"{"load_in_transactions":true}"#, Some((false, true))),
         ("[true]", None),
     ] {
         let found: Result<_, Error> = crate::config::Config::parse(text);
