@@ -470,8 +470,8 @@ impl<D: Dynamodb> DynamodbStore<D> {
 
     /// Bulk write. See `wit/repository.wit`.
     ///
-    /// What is new is put in transactions, which evaluate a condition. What is not, or is in one transaction with what is
-    /// not, is looked up first, and replaced in batches, which take none.
+    /// What is stored is looked up first, and written in batches, which take no condition. With `load_in_transactions` what is
+    /// new is put in transactions, which do; what is not, or is in one transaction with what is not, goes the first way.
     pub(crate) fn load(&mut self, collection: &str, entities: Vec<Entity>, existing: Existing) -> Result<Loaded> {
         let table = self.table(collection)?;
         let mut loaded = Loaded::default();
