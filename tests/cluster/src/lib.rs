@@ -322,7 +322,11 @@ impl Cluster {
         OpenOptions::new().append(true).open(self.data().join("postgresql.conf"))?.write_all(lines.as_bytes())?;
 
         // The server's own mode for this, which needs no password and shows none to those who list processes.
-        let role = format!("CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{}'\n", self.password);
+        // `DROP DATABASE … WITH (FORCE)` is refused a role that may not end the server's own vacuum, should one be there.
+        let role = format!(
+            "CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{}'\nGRANT pg_signal_backend TO {ROLE}\n",
+            self.password
+        );
         finish(self.program("postgres").args(["--single", "-D"]).arg(self.data()).arg("postgres"), &role)
     }
 
