@@ -157,8 +157,17 @@ async fn statements_run_alone_or_in_transactions() {
             Ok("already-exists, then [Integer(4)]"),
         ),
         ("sql.transaction.attempt", "sql-attempt INSERT INTO t VALUES (5, 'x')", Ok("[], then [Integer(5)]")),
-        ("sql.transaction.copy-in", "sql-copy t|a,b|6<tab>copied<line>", Err("unsupported")),
-        ("sql.transaction.copy-in", "sql SELECT count(*) FROM t", Ok("[Integer(5)]")),
+        // The number 6 in 8 bytes, and a text of 6.
+        (
+            "sql.transaction.copy-in",
+            &format!("sql-copy t|a,b|i<six>{}t<six>{}copied", "<nul>".repeat(7), "<nul>".repeat(3)),
+            Ok("1"),
+        ),
+        ("sql.transaction.copy-in", "sql SELECT b FROM t WHERE a = 6", Ok("[Text(\"copied\")]")),
+        // What was handed over is appended with the commit.
+        ("sql.transaction.commit", &format!("sql-copy t|a,b|i<six>{}n", "<nul>".repeat(7)), Err("already-exists")),
+        ("sql.transaction.copy-in", "sql-copy t|a,b|6<tab>copied<line>", Err("invalid-argument")),
+        ("sql.transaction.copy-in", "sql SELECT count(*) FROM t", Ok("[Integer(6)]")),
     ])
     .await;
 }

@@ -13,7 +13,7 @@ mod texts;
 
 use std::{sync::Arc, time::Duration};
 
-use larder_model::{Error, ErrorKind, Isolation, Result};
+use larder_model::{Isolation, Result};
 
 pub(crate) use postgres::{Encryption, PostgresSettings};
 pub(crate) use sqlite::{SqliteSettings, Watch};
@@ -212,10 +212,10 @@ impl Transaction {
         }
     }
 
-    /// Appends rows to a table, as whole lines in the text form of PostgreSQL's COPY.
+    /// Appends rows to a table, in the form that `wit/sql.wit` tells.
     pub async fn copy_in(&mut self, table: &str, columns: &[String], data: Vec<u8>) -> Result<u64> {
         match &mut self.0 {
-            Begun::Sqlite(_) => Err(Error::new(ErrorKind::Unsupported, "SQLite has no COPY")),
+            Begun::Sqlite(transaction) => transaction.copy_in(table, columns, data).await,
             Begun::Postgres(transaction) => transaction.copy_in(table, columns, data).await,
         }
     }

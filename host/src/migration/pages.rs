@@ -103,9 +103,10 @@ pub(super) fn side_by_side(workers: u32) -> u32 {
     workers.clamp(1, u32::try_from(cores).unwrap_or(u32::MAX))
 }
 
-/// Batches that are written at a time. One that waits for a server takes no core.
+/// Batches that are written at a time. One that waits for a server takes no core; of those to a database or a document here
+/// one more than there are cores is under way, because they take turns at it.
 pub(super) fn writers(target: &Repository, workers: u32) -> usize {
-    let writers = if target.is_remote() { workers.max(1) } else { side_by_side(workers) };
+    let writers = if target.is_remote() { workers.max(1) } else { workers.clamp(1, side_by_side(workers) + 1) };
     writers as usize
 }
 

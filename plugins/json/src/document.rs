@@ -337,25 +337,39 @@ impl<F: Files> Scanner<'_, F> {
 
     /// Steps over a JSON value and gives what `take` makes of it and of where it begins in the text.
     fn value<T>(&mut self, take: impl Fn(&RawValue, u64) -> Option<T>, what: &str) -> Scan<T> {
+        let read = |rest: &[u8], start: u64| {
+            let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<&RawValue>();
+            let taken = values.next().map(|raw| raw.map(|raw| take(raw, start)));
+            (taken, values.byte_offset())
+        };
+        match self.next(read, what)? {
+            (Some(taken), len) => {
+                self.at += len;
+                Ok(taken)
+            }
+            (None, _) => self.damage(format!("expected {what}")),
+        }
+    }
+
+    /// What `read` makes of the JSON value that comes next, and how long that is. `read` is given what is there of the text from
+    /// the value on, and where in the text that begins.
+    fn next<T>(
+        &mut self,
+        read: impl Fn(&[u8], u64) -> (Option<serde_json::Result<T>>, usize),
+        what: &str,
+    ) -> Scan<(T, usize)> {
         if self.peek()?.is_none() {
             return self.damage(format!("the text ends where {what} should be"));
         }
         loop {
             let rest = &self.buffer[self.at..];
-            let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<&RawValue>();
-            match values.next() {
+            match read(rest, self.position()) {
                 // A number at the end of what was read may go on.
-                Some(Ok(_)) if values.byte_offset() == rest.len() && !self.ended => {}
-                Some(Ok(raw)) => {
-                    let Some(taken) = take(raw, self.position()) else {
-                        return self.damage(format!("expected {what}"));
-                    };
-                    self.at += values.byte_offset();
-                    return Ok(taken);
-                }
+                (Some(Ok(_)), len) if len == rest.len() && !self.ended => {}
+                (Some(Ok(value)), len) => return Ok((value, len)),
                 // What was read may end in the middle of anything. Of a number serde_json then says that it is none.
-                Some(Err(error)) if !self.ended && (error.is_eof() || at_of(&error, rest) + 1 >= rest.len()) => {}
-                Some(Err(error)) => {
+                (Some(Err(error)), _) if !self.ended && (error.is_eof() || at_of(&error, rest) + 1 >= rest.len()) => {}
+                (Some(Err(error)), _) => {
                     let at = self.position();
                     // What is not UTF-8 is told apart from what is not JSON.
                     let (at, what) = match std::str::from_utf8(rest) {
@@ -366,7 +380,7 @@ impl<F: Files> Scanner<'_, F> {
                     };
                     return Err(Stop::Damage { at, what });
                 }
-                None => return self.damage(format!("expected {what}")),
+                (None, _) => return self.damage(format!("expected {what}")),
             }
             self.read_on()?;
         }
@@ -376,7 +390,13 @@ impl<F: Files> Scanner<'_, F> {
         if !matches!(self.peek()?, Some(b'"') | None) {
             return self.damage(format!("expected {what}"));
         }
-        self.value(|raw, _| serde_json::from_str(raw.get()).ok(), what)
+        let read = |rest: &[u8], _| {
+            let mut names = serde_json::Deserializer::from_slice(rest).into_iter();
+            (names.next(), names.byte_offset())
+        };
+        let (name, len) = self.next(read, what)?;
+        self.at += len;
+        Ok(name)
     }
 
     /// Steps over an object, calling `member` behind each name and colon.

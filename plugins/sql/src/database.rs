@@ -13,7 +13,7 @@ pub(crate) trait Database {
     /// A statement that fails is undone alone, which on PostgreSQL takes two more questions.
     fn attempt(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows>;
 
-    /// Only inside a transaction, and on PostgreSQL.
+    /// Only inside a transaction. A bulk load of SQLite may append the rows with what comes next.
     fn copy_in(&self, table: &str, columns: &[&str], data: &[u8]) -> Result<u64>;
 }
 

@@ -256,9 +256,8 @@ fn move_members(database: &dyn Database, table: &Table, condition: &str) -> Resu
         };
         for row in rows.cells.chunks(table.width()) {
             let entity = row::entity(table, row)?;
-            let mut cells = Vec::with_capacity(table.width());
-            row::cells(table, row::members(table, &entity)?.into(), &mut cells);
-            database.query(upsert, cells, 0)?;
+            let cells = row::cells(table, row::members(table, &entity)?.into());
+            database.query(upsert, cells.into_iter().map(SqlValue::from).collect(), 0)?;
         }
     }
 }

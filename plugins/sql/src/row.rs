@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 
 use crate::{
     schema::{EXACT, EXTRA, Table},
-    types::{self, Kind},
+    types::{self, Cell, Kind},
 };
 
-/// Appends the entity's row: one cell for each column, then the members and values that none holds.
-pub(crate) fn cells(table: &Table, entity: Members<'_>, cells: &mut Vec<SqlValue>) {
-    let start = cells.len();
-    cells.resize(start + table.columns.len(), SqlValue::Null);
+/// The entity's row: one cell for each column, then the members and values that none holds.
+pub(crate) fn cells<'a>(table: &Table, entity: Members<'a>) -> Vec<Cell<'a>> {
+    let mut cells = Vec::with_capacity(table.width());
+    cells.resize(table.columns.len(), Cell::Other(SqlValue::Null));
     let (mut extra, mut exact) = (Map::new(), Map::new());
     let mut turn = 0;
     for (name, value) in entity {
@@ -41,14 +41,18 @@ pub(crate) fn cells(table: &Table, entity: Members<'_>, cells: &mut Vec<SqlValue
         }
         let kept = types::keep(table.dialect, &table.columns[position], value);
         if let Some(value) = kept.lost {
-            let column = types::read_plain(&kept.cell).unwrap_or(Value::Null);
+            let cell = SqlValue::from(kept.cell);
+            let column = types::read_plain(&cell).unwrap_or(Value::Null);
             let entry = Map::from_iter([("value".to_owned(), value), ("column".to_owned(), column)]);
             exact.insert(name.into_owned(), Value::Object(entry));
+            cells[position] = Cell::Other(cell);
+        } else {
+            cells[position] = kept.cell;
         }
-        cells[start + position] = kept.cell;
     }
-    cells.push(object(&extra));
-    cells.push(object(&exact));
+    cells.push(Cell::Other(object(&extra)));
+    cells.push(Cell::Other(object(&exact)));
+    cells
 }
 
 fn object(map: &Map<String, Value>) -> SqlValue {

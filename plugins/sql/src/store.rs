@@ -219,7 +219,8 @@ impl<S: Sql> SqlStore<S> {
     /// Writes.
     pub(crate) fn apply(&mut self, writes: Vec<Write>, atomic: bool, now: &str) -> Result<Vec<Result<Outcome>>> {
         let touched = self.touched(&writes, atomic)?;
-        self.write(&touched, Self::begin_write, |store, database, careful| {
+        let careful = self.sql.dialect() == Dialect::Sqlite;
+        self.write(&touched, careful, Self::begin_write, |store, database, careful| {
             let apply =
                 Apply { tables: &store.tables, database, strict: store.strict, now, careful, is_lasting: false };
             apply.apply(&writes, atomic)
@@ -247,14 +248,14 @@ impl<S: Sql> SqlStore<S> {
         let rows = |store: &Self, careful| {
             write::rows(&store.tables[position], store.strict, write::way_of_load(careful), &entities)
         };
-        let is_careful = self.sql.dialect() == Dialect::Sqlite;
-        let mut made = Some(rows(self, is_careful));
+        let mut made = Some(rows(self, false));
         let mut looks = self.has_met.contains(&position);
         let (loaded, has_met) = self.write(
             &[position],
+            false,
             |store| store.sql.begin_bulk(),
             |store, database, careful| {
-                let made = made.take().filter(|_| careful == is_careful).unwrap_or_else(|| rows(store, careful));
+                let made = made.take().filter(|_| !careful).unwrap_or_else(|| rows(store, careful));
                 let table = &store.tables[position];
                 // Where the first try met one that is stored, the next one looks.
                 let looks = std::mem::replace(&mut looks, true);
@@ -409,14 +410,15 @@ impl<S: Sql> SqlStore<S> {
         touched.iter().copied().filter(is_unknown).collect()
     }
 
-    /// Writes in one transaction, to tables that it makes where they are missing. `write` is told whether to be careful.
+    /// Writes in one transaction, to tables that it makes where they are missing. `write` is told whether to be careful, as it
+    /// is from the start with `careful`.
     fn write<T>(
         &mut self,
         touched: &[usize],
+        mut careful: bool,
         begin: impl Fn(&Self) -> Result<S::Transaction>,
         mut write: impl FnMut(&Self, &dyn Database, bool) -> Result<T>,
     ) -> Result<T> {
-        let mut careful = self.sql.dialect() == Dialect::Sqlite;
         let mut attempts = 1;
         loop {
             let transaction = begin(self)?;

@@ -109,15 +109,31 @@ pub(crate) fn compared_cast(dialect: Dialect, kind: Kind) -> &'static str {
     }
 }
 
+/// A cell that is to be sent: a text may be the entity's own.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Cell<'a> {
+    Text(Cow<'a, str>),
+    Other(SqlValue),
+}
+
+impl From<Cell<'_>> for SqlValue {
+    fn from(cell: Cell<'_>) -> SqlValue {
+        match cell {
+            Cell::Text(text) => SqlValue::Text(text.into_owned()),
+            Cell::Other(value) => value,
+        }
+    }
+}
+
 /// What a cell makes of a value.
-pub(crate) struct Kept {
-    pub(crate) cell: SqlValue,
+pub(crate) struct Kept<'a> {
+    pub(crate) cell: Cell<'a>,
     /// The value, where the cell does not give it back.
     pub(crate) lost: Option<Value>,
 }
 
 /// The value as a cell of the column. It is no `null`, which is NULL in no column.
-pub(crate) fn keep(dialect: Dialect, column: &Column, value: Member<'_>) -> Kept {
+pub(crate) fn keep<'a>(dialect: Dialect, column: &Column, value: Member<'a>) -> Kept<'a> {
     let value = match value {
         Member::Text(text) => {
             let keeps = match dialect {
@@ -125,18 +141,21 @@ pub(crate) fn keep(dialect: Dialect, column: &Column, value: Member<'_>) -> Kept
                 Dialect::Postgres => postgres::keeps_text(column, &text),
             };
             if keeps {
-                return Kept { cell: SqlValue::Text(text.into_owned()), lost: None };
+                return Kept { cell: Cell::Text(text), lost: None };
             }
             Value::String(text.into_owned())
         }
         Member::Other(value) => value,
     };
+    if let (Dialect::Sqlite, Some(integer)) = (dialect, sqlite::kept_integer(column.kind, &value)) {
+        return Kept { cell: Cell::Other(SqlValue::Integer(integer)), lost: None };
+    }
     let cell = match dialect {
         Dialect::Sqlite => sqlite::nearest(column.kind, &value),
         Dialect::Postgres => postgres::nearest(column, &value),
     };
     let is_kept = cell != SqlValue::Null && read(column.kind, &cell).is_some_and(|read| json::equal(&read, &value));
-    Kept { cell, lost: (!is_kept).then_some(value) }
+    Kept { cell: Cell::Other(cell), lost: (!is_kept).then_some(value) }
 }
 
 /// What a cell of a reply is in the forms that [`keep`] makes.

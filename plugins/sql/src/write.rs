@@ -8,7 +8,7 @@
 //! A statement that breaks a constraint ends a transaction of PostgreSQL, unless it was an attempt, which costs two more
 //! questions. So the first try does without; where a rule was broken, all is rolled back and done again *carefully*: with
 //! attempts, and what a broken statement of many rows was about is found by sending its rows one by one. SQLite undoes
-//! such a statement alone in any case, and is careful from the start.
+//! such a statement alone in any case, and is careful from the start, except in a bulk load.
 
 use std::collections::{HashMap, HashSet};
 
@@ -153,7 +153,7 @@ fn stored_ids(table: &Table, database: &dyn Database, ids: &[&str]) -> Result<Ha
 pub(crate) enum Way {
     /// Under keys that are not stored.
     Insert,
-    /// The same, in the form of a COPY.
+    /// The same, in the form in which the database takes most of them.
     Copy,
     /// In place of what is stored.
     Replace,
@@ -162,19 +162,18 @@ pub(crate) enum Way {
 /// An entity in the form in which it is sent.
 pub(crate) enum Row {
     Cells(Vec<SqlValue>),
-    /// Of a COPY.
+    /// See [`copy`].
     Line(Vec<u8>),
 }
 
 impl Row {
     fn new(table: &Table, way: Way, entity: Members<'_>) -> Row {
-        let mut cells = Vec::with_capacity(table.width());
-        row::cells(table, entity, &mut cells);
+        let cells = row::cells(table, entity);
         if way != Way::Copy {
-            return Row::Cells(cells);
+            return Row::Cells(cells.into_iter().map(SqlValue::from).collect());
         }
-        let mut line = Vec::new();
-        copy::line(&cells, &mut line);
+        let mut line = Vec::with_capacity(256);
+        copy::row(table.dialect, &cells, &mut line);
         Row::Line(line)
     }
 }
@@ -190,7 +189,7 @@ struct Batch<'a> {
     way: Way,
     careful: bool,
     cells: Vec<SqlValue>,
-    /// The rows of a COPY.
+    /// See [`copy`].
     lines: Vec<u8>,
     /// What the caller calls each row.
     labels: Vec<usize>,
@@ -278,9 +277,8 @@ impl<'a> Batch<'a> {
         };
         let mut waiting = Vec::with_capacity(labels.len());
         for &label in labels {
-            let mut cells = Vec::with_capacity(self.table.width());
-            row::cells(self.table, again(label)?.into(), &mut cells);
-            waiting.push((label, cells));
+            let cells = row::cells(self.table, again(label)?.into());
+            waiting.push((label, cells.into_iter().map(SqlValue::from).collect::<Vec<_>>()));
         }
         loop {
             let count = waiting.len();

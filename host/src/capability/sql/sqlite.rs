@@ -6,6 +6,7 @@
 //! Connections: foreign keys are enforced; `synchronous` is FULL, so what was acknowledged is on the disk; the first
 //! write turns the file to a write-ahead log, which lets readers and a writer work side by side. [`guard`] does the rest.
 
+mod copy;
 mod guard;
 
 use std::{
@@ -14,9 +15,9 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt, StreamExt};
@@ -61,6 +62,10 @@ const CACHE_KIB: u32 = 16 << 10;
 /// moved once. SQLite's own 1000 would make the load wait for the disk every 4 MiB.
 const LOG_PAGES_MAX: &str = "16384";
 
+/// Bytes of rows that wait for their transactions to begin, of one, and of all together.
+const DEFERRED_BYTES_MAX: usize = 8 << 20;
+const ALL_DEFERRED_BYTES_MAX: usize = 64 << 20;
+
 /// What a cell costs beside its content, in the reply.
 const CELL_BYTES: usize = 16;
 
@@ -95,6 +100,20 @@ pub(super) struct Store {
     /// Empty databases in memory, which answer for a file that does not exist.
     empty: Pool,
     checked: Mutex<CheckedTexts<Checked>>,
+    /// Bytes of rows that wait for their transactions to begin.
+    deferred: Arc<AtomicUsize>,
+}
+
+/// Taken by rows that wait for their transaction to begin.
+struct Room {
+    bytes: usize,
+    deferred: Arc<AtomicUsize>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.deferred.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// The pool of one file, as long as the path leads to it.
@@ -143,7 +162,7 @@ impl Store {
     pub(super) fn new(settings: SqliteSettings) -> Store {
         let name = settings.path.file_name().unwrap_or(settings.path.as_os_str()).to_string_lossy().into_owned();
         let empty = pool(&settings, SqliteConnectOptions::new().filename(":memory:"), &name);
-        Store { settings, name, file: Mutex::new(None), empty, checked: Mutex::default() }
+        Store { settings, name, file: Mutex::new(None), empty, checked: Mutex::default(), deferred: Arc::default() }
     }
 
     /// Bytes of the file and its log.
@@ -328,13 +347,27 @@ impl Store {
             let bounded = bound_statements(lease.connection(), time).await;
             bounded.map_err(|error| translate(&self.name, error))?;
         }
-        Ok(Transaction { store: Arc::clone(self), stage: Stage::Begun(lease), read_only, ended: false, unsynced: None })
+        Ok(Transaction {
+            store: Arc::clone(self),
+            stage: Stage::Begun(lease),
+            read_only,
+            ended: false,
+            unsynced: None,
+            deferred: None,
+        })
     }
 
     /// One that writes and whose commit does not wait for the disk.
     pub(super) fn begin_bulk(self: &Arc<Self>) -> Transaction {
         let store = Arc::clone(self);
-        Transaction { store, stage: Stage::Waiting, read_only: false, ended: false, unsynced: None }
+        Transaction { store, stage: Stage::Waiting, read_only: false, ended: false, unsynced: None, deferred: None }
+    }
+
+    fn room_to_defer(&self, bytes: usize) -> Option<Room> {
+        let add = |all: usize| Some(all + bytes).filter(|all| *all <= ALL_DEFERRED_BYTES_MAX);
+        let fits = bytes <= DEFERRED_BYTES_MAX
+            && self.deferred.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok();
+        fits.then(|| Room { bytes, deferred: Arc::clone(&self.deferred) })
     }
 
     /// Puts on the disk what bulk transactions left in the log. What went from the log to the file was synced on its way.
@@ -493,33 +526,30 @@ pub(super) struct Transaction {
     ended: bool,
     /// Where a bulk transaction notes that it was committed.
     unsynced: Option<Arc<AtomicBool>>,
+    /// What is appended before anything else is done.
+    deferred: Option<(copy::Rows, Room)>,
 }
 
 /// How far a transaction is.
 enum Stage {
-    /// It begins with its first statement, in one message to SQLite's thread: bulk loads queue for one connection, and who
-    /// has it should have its rows made.
+    /// It takes a connection, and begins, with its first statement, which goes to SQLite's thread with the BEGIN, or with its
+    /// first rows: bulk loads queue for one connection, and who has it should have its rows made.
     Waiting,
     Begun(Lease),
 }
 
 impl Transaction {
     /// Runs one statement inside. An error of the statement alone, such as a broken constraint, undoes that statement
-    /// and leaves the transaction as it was.
+    /// and leaves the transaction as it was; one of rows that were deferred ends it.
     pub(super) async fn query(&mut self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         if self.ended {
             return Err(self.has_ended());
         }
-        let store = &self.store;
-        let text = guard::screen(text).map_err(|refusal| store.refuse(refusal))?;
+        let text = guard::screen(text).map_err(|refusal| self.store.refuse(refusal))?;
         let arguments = arguments(params)?;
-        if let Stage::Waiting = &self.stage {
-            let opened = store.opened(true)?.expect("it was to be made");
-            let mut lease = opened.bulk.lease().await?;
-            store.start_log(&opened, lease.connection()).await;
-            self.unsynced = Some(opened.unsynced);
-            self.stage = Stage::Begun(lease);
-        }
+        self.append_deferred().await?;
+        self.have_connection().await?;
+        let store = &self.store;
         let Stage::Begun(lease) = &mut self.stage else { return Err(self.has_ended()) };
         let (mut text, checked) = store.check(lease.connection(), text, &arguments).await?;
         if self.read_only && !checked.read_only {
@@ -538,13 +568,104 @@ impl Transaction {
         result
     }
 
+    /// Appends rows, in the form that `wit/sql.wit` tells, and answers how many. What fails ends the transaction. One that has
+    /// not begun does it with what it is asked next: so it holds the connection that all bulk loads queue for while rows are
+    /// written, and not while a component computes.
+    pub(super) async fn copy_in(&mut self, table: &str, columns: &[String], data: Vec<u8>) -> Result<u64> {
+        if self.ended {
+            return Err(self.has_ended());
+        }
+        self.ended = true;
+        if self.read_only {
+            return Err(Error::new(ErrorKind::Denied, "a read-only transaction does not write"));
+        }
+        let rows = copy::Rows::new(table, columns, data);
+        for text in &rows.texts {
+            guard::screen(text).map_err(|refusal| self.store.refuse(refusal))?;
+        }
+        self.append_deferred().await?;
+        if let Stage::Waiting = self.stage
+            && let Some(room) = self.store.room_to_defer(rows.data.len())
+        {
+            let count = rows.count()?;
+            self.deferred = Some((rows, room));
+            self.ended = false;
+            return Ok(count);
+        }
+        let count = self.append(rows).await?;
+        self.ended = false;
+        Ok(count)
+    }
+
+    async fn append_deferred(&mut self) -> Result<()> {
+        let Some((rows, _room)) = self.deferred.take() else { return Ok(()) };
+        let had_ended = std::mem::replace(&mut self.ended, true);
+        self.append(rows).await?;
+        self.ended = had_ended;
+        Ok(())
+    }
+
+    /// On a thread that nobody else needs: what somebody else's table does with a row may take any time, and to wait for a
+    /// lock may too. The caller sees to it that the transaction has ended where this does not come to its end.
+    async fn append(&mut self, rows: copy::Rows) -> Result<u64> {
+        self.have_connection().await?;
+        let store = &self.store;
+        let Stage::Begun(mut lease) = std::mem::replace(&mut self.stage, Stage::Waiting) else {
+            return Err(self.has_ended());
+        };
+        for text in &rows.texts {
+            store.check_text(lease.connection(), text).await?;
+        }
+        let begins = !std::mem::replace(&mut lease.in_transaction, true);
+        let limit = store.limit(&lease);
+        let runtime = tokio::runtime::Handle::current();
+        lease.broken = true;
+        let appending = tokio::task::spawn_blocking(move || {
+            let appended = match runtime.block_on(lease.connection().lock_handle()) {
+                Ok(mut locked) => Ok(rows.append(locked.as_raw_handle(), begins, Instant::now() + limit)),
+                Err(error) => Err(error),
+            };
+            lease.broken = false;
+            (lease, appended)
+        });
+        let (lease, appended) = match tokio::time::timeout(limit, appending).await {
+            Ok(Ok(ended)) => ended,
+            Ok(Err(error)) => {
+                return Err(Error::new(ErrorKind::Internal, format!("appending rows broke off: {error}")));
+            }
+            Err(_) => return Err(took_too_long(&store.name)),
+        };
+        self.stage = Stage::Begun(lease);
+        appended.map_err(|error| translate(&store.name, error))?.map_err(|fault| match fault {
+            copy::Fault::Sqlite(code, message) => from_sqlite(&store.name, code, &message),
+            copy::Fault::Contract(error) => error,
+            copy::Fault::TookTooLong => took_too_long(&store.name),
+        })
+    }
+
+    /// A bulk transaction takes one with the first thing that it does.
+    async fn have_connection(&mut self) -> Result<()> {
+        if let Stage::Waiting = &self.stage {
+            let opened = self.store.opened(true)?.expect("it was to be made");
+            let mut lease = opened.bulk.lease().await?;
+            self.store.start_log(&opened, lease.connection()).await;
+            self.unsynced = Some(opened.unsynced);
+            self.stage = Stage::Begun(lease);
+        }
+        Ok(())
+    }
+
     fn has_ended(&self) -> Error {
         Error::new(ErrorKind::InvalidArgument, "the transaction was rolled back by an earlier error")
     }
 
-    pub(super) async fn commit(self) -> Result<()> {
+    pub(super) async fn commit(mut self) -> Result<()> {
         if self.ended {
             return Err(self.has_ended());
+        }
+        if let Err(error) = self.append_deferred().await {
+            self.rollback().await?;
+            return Err(error);
         }
         let Stage::Begun(mut lease) = self.stage else { return Ok(()) };
         if !lease.in_transaction {

@@ -165,6 +165,170 @@ async fn a_bulk_transaction_begins_with_its_first_statement() {
     assert_eq!(ids().await.len(), 6, "what was dropped was rolled back");
 }
 
+/// Cells in the form of `copy-in`.
+fn packed(cells: &[SqlValue]) -> Vec<u8> {
+    let mut data = Vec::new();
+    for cell in cells {
+        let (kind, bytes, is_sized) = match cell {
+            SqlValue::Integer(value) => (b'i', value.to_le_bytes().to_vec(), false),
+            SqlValue::Number(value) => (b'f', value.to_le_bytes().to_vec(), false),
+            SqlValue::Text(text) => (b't', text.clone().into_bytes(), true),
+            SqlValue::Blob(bytes) => (b'b', bytes.clone(), true),
+            _ => (b'n', Vec::new(), false),
+        };
+        data.push(kind);
+        if is_sized {
+            data.extend((bytes.len() as u32).to_le_bytes());
+        }
+        data.extend(bytes);
+    }
+    data
+}
+
+#[tokio::test]
+async fn rows_are_copied_in_all_or_none() {
+    let (_directory, database) = with_table().await;
+    let columns = ["id", "n", "up"].map(str::to_owned);
+    let row =
+        |id: &str, n: i64, up: Option<&str>| packed(&[text(id), SqlValue::Integer(n), up.map_or(SqlValue::Null, text)]);
+    let ids = || async { run(&database, "SELECT id FROM t ORDER BY id").await.unwrap().cells };
+    let mut transaction = database.begin_bulk().await.unwrap();
+    let rows = [row("a", 1, None), row("b\0\n𝄞", i64::MIN, Some("a"))].concat();
+    assert_eq!(transaction.copy_in("t", &columns, rows).await.unwrap(), 2);
+    assert_eq!(transaction.copy_in("t", &columns, Vec::new()).await.unwrap(), 0);
+    assert_eq!(transaction.copy_in("t", &columns, row("c", 1, None)).await.unwrap(), 1);
+    assert_eq!(ids().await.len(), 0, "nothing was committed");
+    transaction.commit().await.unwrap();
+    database.sync().await.unwrap();
+    assert_eq!(ids().await, [text("a"), text("b\0\n𝄞"), text("c")]);
+    let found = run(&database, "SELECT n, up FROM t WHERE id > 'a' LIMIT 1").await.unwrap();
+    assert_eq!(found.cells, [SqlValue::Integer(i64::MIN), text("a")]);
+
+    let torn = |cut: usize| {
+        let mut rows = row("d", 1, Some("a"));
+        rows.truncate(rows.len() - cut);
+        rows
+    };
+    for (data, expected) in [
+        ([row("d", 1, None), row("a", 1, None)].concat(), ErrorKind::AlreadyExists),
+        (packed(&[text("d"), SqlValue::Null, SqlValue::Null]), ErrorKind::Rejected),
+        ([row("d", 1, None), torn(1)].concat(), ErrorKind::InvalidArgument),
+        (torn(6), ErrorKind::InvalidArgument),
+        (torn(14), ErrorKind::InvalidArgument),
+        (packed(&[text("d"), SqlValue::Number(f64::NAN), SqlValue::Null]), ErrorKind::InvalidArgument),
+        (b"t\x01\0\0\0\xffnn".to_vec(), ErrorKind::InvalidArgument),
+        (packed(&[text("d"), SqlValue::Integer(1)]), ErrorKind::InvalidArgument),
+        (b"t\xff\xff\xff\xff".to_vec(), ErrorKind::InvalidArgument),
+        (b"x".to_vec(), ErrorKind::InvalidArgument),
+    ] {
+        let mut transaction = database.begin_bulk().await.unwrap();
+        assert_eq!(transaction.copy_in("t", &columns, row("z", 1, None)).await.unwrap(), 1);
+        let error = transaction.copy_in("t", &columns, data.clone()).await.unwrap_err();
+        assert_eq!(error.kind, expected, "{data:?}: {error}");
+        let after = transaction.query("SELECT 1", Vec::new(), 9).await.unwrap_err();
+        assert_eq!(after.kind, ErrorKind::InvalidArgument);
+        assert_eq!(
+            transaction.commit().await.unwrap_err().kind,
+            ErrorKind::InvalidArgument,
+            "it is not called a success"
+        );
+        assert_eq!(ids().await.len(), 3, "{data:?}");
+    }
+    // Rows that are the first of a transaction are looked at with what comes next.
+    for (row, expected) in
+        [(row("d", 1, Some("nobody")), ErrorKind::Rejected), (row("a", 1, None), ErrorKind::AlreadyExists)]
+    {
+        let mut transaction = database.begin_bulk().await.unwrap();
+        transaction.copy_in("t", &columns, row.clone()).await.unwrap();
+        assert_eq!(transaction.commit().await.unwrap_err().kind, expected);
+        let mut transaction = database.begin_bulk().await.unwrap();
+        transaction.copy_in("t", &columns, row).await.unwrap();
+        assert_eq!(transaction.query("SELECT 1", Vec::new(), 9).await.unwrap_err().kind, expected);
+        assert_eq!(transaction.commit().await.unwrap_err().kind, ErrorKind::InvalidArgument);
+    }
+    let mut transaction = database.begin_bulk().await.unwrap();
+    transaction.copy_in("t", &columns, row("d", 1, None)).await.unwrap();
+    transaction.rollback().await.unwrap();
+
+    for (table, kind) in [
+        ("t\" SELECT 1, 2, 3; --", ErrorKind::InvalidArgument),
+        ("nothing", ErrorKind::InvalidArgument),
+        ("t\0", ErrorKind::InvalidArgument),
+        ("sqlite_dbpage", ErrorKind::InvalidArgument),
+    ] {
+        let mut transaction = database.begin_bulk().await.unwrap();
+        transaction.query("SELECT 1", Vec::new(), 9).await.unwrap();
+        let error = transaction.copy_in(table, &columns, row("d", 1, None)).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{table}: {error}");
+        transaction.rollback().await.unwrap();
+    }
+    // No more of them wait than there is room for.
+    let of_bytes = |id: &str, bytes: usize| packed(&[text(id), text(&"x".repeat(bytes)), SqlValue::Null]);
+    let mut transaction = database.begin_bulk().await.unwrap();
+    let error = transaction.copy_in("t", &columns, of_bytes("a", 9 << 20)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AlreadyExists);
+    transaction.rollback().await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let mut transaction = database.begin_bulk().await.unwrap();
+        transaction.copy_in("t", &columns, of_bytes("a", (8 << 20) - 1000)).await.unwrap();
+        waiting.push(transaction);
+    }
+    let mut transaction = database.begin_bulk().await.unwrap();
+    let error = transaction.copy_in("t", &columns, of_bytes("a", 1 << 20)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AlreadyExists);
+    transaction.rollback().await.unwrap();
+    drop(waiting);
+    let mut transaction = database.begin_bulk().await.unwrap();
+    transaction.copy_in("t", &columns, of_bytes("a", 1 << 20)).await.unwrap();
+    transaction.rollback().await.unwrap();
+
+    let mut transaction = database.begin_bulk().await.unwrap();
+    let schema = ["type", "name", "sql"].map(str::to_owned);
+    transaction.copy_in("sqlite_master", &schema, row("d", 1, None)).await.unwrap();
+    assert_eq!(transaction.commit().await.unwrap_err().kind, ErrorKind::InvalidArgument);
+    let mut reading = database.begin(None, true).await.unwrap();
+    assert_eq!(reading.copy_in("t", &columns, row("d", 1, None)).await.unwrap_err().kind, ErrorKind::Denied);
+    reading.rollback().await.unwrap();
+    assert_eq!(ids().await.len(), 3);
+}
+
+#[tokio::test]
+async fn rows_of_every_kind_of_cell_are_copied_in_and_one_that_is_given_up_leaves_nothing() {
+    let (_directory, database) = database();
+    run(&database, "CREATE TABLE t (a, b, c, d, e)").await.unwrap();
+    let columns = ["a", "b", "c", "d", "e"].map(str::to_owned);
+    let cells = [SqlValue::Null, SqlValue::Integer(-1), SqlValue::Number(0.1), text(""), SqlValue::Blob(vec![0, 255])];
+    let mut transaction = database.begin_bulk().await.unwrap();
+    transaction.copy_in("t", &columns, packed(&cells)).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(run(&database, "SELECT * FROM t").await.unwrap().cells, cells);
+
+    let rows = packed(&cells).repeat(200_000);
+    let mut transaction = database.begin_bulk().await.unwrap();
+    transaction.query("SELECT 1", Vec::new(), 9).await.unwrap();
+    let copying = tokio::time::timeout(Duration::from_millis(5), transaction.copy_in("t", &columns, rows));
+    assert!(copying.await.is_err(), "it lets others have their turn");
+    assert_eq!(transaction.commit().await.unwrap_err().kind, ErrorKind::InvalidArgument);
+    let mut transaction = database.begin_bulk().await.unwrap();
+    assert_eq!(transaction.copy_in("t", &columns, packed(&cells)).await.unwrap(), 1);
+    transaction.commit().await.unwrap();
+    let count = run(&database, "SELECT count(*) FROM t").await.unwrap();
+    assert_eq!(count.cells, [SqlValue::Integer(2)]);
+
+    // The one thread of this test is not held up by who waits for the lock.
+    let holder = database.begin(None, false).await.unwrap();
+    let mut transaction = database.begin_bulk().await.unwrap();
+    transaction.copy_in("t", &columns, packed(&cells)).await.unwrap();
+    let committed = tokio::spawn(transaction.commit());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!committed.is_finished());
+    holder.commit().await.unwrap();
+    committed.await.unwrap().unwrap();
+    let count = run(&database, "SELECT count(*) FROM t").await.unwrap();
+    assert_eq!(count.cells, [SqlValue::Integer(3)]);
+}
+
 #[tokio::test]
 async fn the_log_of_a_database_behind_a_link_is_found() {
     let folder = TempDir::new().unwrap();

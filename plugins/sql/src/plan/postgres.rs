@@ -89,11 +89,12 @@ fn equal(column: &Column, scalars: &[Scalar]) -> Option<Predicate> {
             _ => {}
         }
         let kept = types::keep(Dialect::Postgres, column, scalar.to_value().into());
+        let cell = SqlValue::from(kept.cell);
         let is_held = kept.lost.is_none()
             || match (column.kind, scalar) {
                 // However it is spelt.
                 (Kind::Field(FieldType::Integer | FieldType::Number), Scalar::Number(text)) => {
-                    let read = types::read_plain(&kept.cell);
+                    let read = types::read_plain(&cell);
                     read.is_some_and(|read| number::compare(&read.to_string(), text) == Ordering::Equal)
                 }
                 _ => false,
@@ -104,7 +105,7 @@ fn equal(column: &Column, scalars: &[Scalar]) -> Option<Predicate> {
         {
             held.push(SqlValue::Text(text.clone()));
         }
-        match (is_held, kept.cell) {
+        match (is_held, cell) {
             (true, cell) => held.push(cell),
             (false, _) if column.kind == Kind::Key => {}
             (false, SqlValue::Null) => is_null_beside = true,

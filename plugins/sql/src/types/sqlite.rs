@@ -16,6 +16,16 @@ pub(super) fn keeps_text(kind: Kind, text: &str) -> bool {
     }
 }
 
+/// The integer that such a column keeps for a value that is spelt as it would spell it.
+pub(super) fn kept_integer(kind: Kind, value: &Value) -> Option<i64> {
+    match (kind, value) {
+        (Kind::Field(FieldType::Integer), Value::Number(number)) if !number.as_str().starts_with("-0") => {
+            number.as_str().parse().ok()
+        }
+        _ => None,
+    }
+}
+
 /// Whether a column for numbers may take the text for one; true for some that it does not.
 pub(crate) fn looks_numeric(text: &str) -> bool {
     !text.is_empty()

@@ -236,7 +236,11 @@ fn within<T: SqlTransaction>(transaction: T, statement: &str, end: impl FnOnce(T
 
 /// An id has no control characters, so some stand in it by name.
 fn with_controls(deed: &str) -> String {
-    deed.replace("<tab>", "\t").replace("<line>", "\n").replace("<return>", "\r").replace("<nul>", "\0")
+    deed.replace("<tab>", "\t")
+        .replace("<line>", "\n")
+        .replace("<return>", "\r")
+        .replace("<nul>", "\0")
+        .replace("<six>", "\u{6}")
 }
 
 fn sizes(stats: impl Iterator<Item = FileStat>) -> String {

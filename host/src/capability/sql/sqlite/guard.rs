@@ -1,4 +1,4 @@
-//! What keeps a plugin's SQL inside its SQLite database: the only place that calls SQLite itself.
+//! What keeps a plugin's SQL inside its SQLite database. Beside [`super::copy`] the only place that calls SQLite itself.
 //!
 //! A text is let through in three steps. [`screen`] looks at its first keyword. [`check`] has SQLite's own parser compile
 //! it, as one statement, while the authorizer listens: that decides what the text really does, however it is spelt. When
