@@ -592,7 +592,7 @@ impl Transaction {
             self.ended = false;
             return Ok(count);
         }
-        let count = self.append(rows).await?;
+        let count = self.append(rows, false).await?;
         self.ended = false;
         Ok(count)
     }
@@ -600,44 +600,60 @@ impl Transaction {
     async fn append_deferred(&mut self) -> Result<()> {
         let Some((rows, _room)) = self.deferred.take() else { return Ok(()) };
         let had_ended = std::mem::replace(&mut self.ended, true);
-        self.append(rows).await?;
+        self.append(rows, false).await?;
         self.ended = had_ended;
         Ok(())
     }
 
     /// On a thread that nobody else needs: what somebody else's table does with a row may take any time, and to wait for a
     /// lock may too. The caller sees to it that the transaction has ended where this does not come to its end.
-    async fn append(&mut self, rows: copy::Rows) -> Result<u64> {
+    async fn append(&mut self, rows: copy::Rows, commits: bool) -> Result<u64> {
         self.have_connection().await?;
         let store = &self.store;
+        if let Stage::Begun(lease) = &mut self.stage {
+            for text in &rows.texts {
+                store.check_text(lease.connection(), text).await?;
+            }
+        }
         let Stage::Begun(mut lease) = std::mem::replace(&mut self.stage, Stage::Waiting) else {
             return Err(self.has_ended());
         };
-        for text in &rows.texts {
-            store.check_text(lease.connection(), text).await?;
-        }
         let begins = !std::mem::replace(&mut lease.in_transaction, true);
         let limit = store.limit(&lease);
         let runtime = tokio::runtime::Handle::current();
+        let unsynced = self.unsynced.clone().filter(|_| commits);
         lease.broken = true;
         let appending = tokio::task::spawn_blocking(move || {
             let appended = match runtime.block_on(lease.connection().lock_handle()) {
-                Ok(mut locked) => Ok(rows.append(locked.as_raw_handle(), begins, Instant::now() + limit)),
+                Ok(mut locked) => Ok(rows.append(locked.as_raw_handle(), begins, commits, Instant::now() + limit)),
                 Err(error) => Err(error),
             };
-            lease.broken = false;
+            lease.broken = appended.is_err();
+            // Here, because it is committed also where nobody waits for it any more.
+            if let (Some(unsynced), Ok(Ok(_))) = (unsynced, &appended) {
+                unsynced.store(true, Ordering::Release);
+            }
             (lease, appended)
         });
-        let (lease, appended) = match tokio::time::timeout(limit, appending).await {
+        let in_doubt = |error: Error| match commits {
+            true => Error { retry: Retry::UnknownOutcome, ..error },
+            false => error,
+        };
+        let (mut lease, appended) = match tokio::time::timeout(limit, appending).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(error)) => {
-                return Err(Error::new(ErrorKind::Internal, format!("appending rows broke off: {error}")));
+                return Err(in_doubt(Error::new(ErrorKind::Internal, format!("appending rows broke off: {error}"))));
             }
-            Err(_) => return Err(took_too_long(&store.name)),
+            Err(_) => return Err(in_doubt(took_too_long(&store.name))),
         };
+        lease.in_transaction = !(commits && matches!(appended, Ok(Ok(_))));
         self.stage = Stage::Begun(lease);
         appended.map_err(|error| translate(&store.name, error))?.map_err(|fault| match fault {
             copy::Fault::Sqlite(code, message) => from_sqlite(&store.name, code, &message),
+            copy::Fault::Commit(code, message) => match from_sqlite(&store.name, code, &message) {
+                error if error.kind == ErrorKind::Unavailable => in_doubt(error),
+                error => error,
+            },
             copy::Fault::Contract(error) => error,
             copy::Fault::TookTooLong => took_too_long(&store.name),
         })
@@ -663,33 +679,34 @@ impl Transaction {
         if self.ended {
             return Err(self.has_ended());
         }
-        if let Err(error) = self.append_deferred().await {
-            self.rollback().await?;
-            return Err(error);
+        let mut is_committed = false;
+        if let Some((rows, _room)) = self.deferred.take() {
+            // With the rows: each turn on another thread takes time that others wait for the connection.
+            if let Err(error) = self.append(rows, true).await {
+                self.rollback().await?;
+                return Err(error);
+            }
+            is_committed = true;
         }
         let Stage::Begun(mut lease) = self.stage else { return Ok(()) };
-        if !lease.in_transaction {
+        if !lease.in_transaction && !is_committed {
             lease.give_back();
             return Ok(());
         }
         // An error leaves the lease to be rolled back.
-        match self.store.command(&mut lease, "COMMIT").await {
-            Ok(()) => {
-                if let Some(unsynced) = &self.unsynced {
-                    unsynced.store(true, Ordering::Release);
-                }
-                lease.in_transaction = false;
-                self.store.restore_time(&mut lease).await;
-                lease.give_back();
-                Ok(())
+        if !is_committed && let Err(mut error) = self.store.command(&mut lease, "COMMIT").await {
+            if lease.broken || error.kind == ErrorKind::Unavailable {
+                error.retry = Retry::UnknownOutcome;
             }
-            Err(mut error) => {
-                if lease.broken || error.kind == ErrorKind::Unavailable {
-                    error.retry = Retry::UnknownOutcome;
-                }
-                Err(error)
-            }
+            return Err(error);
         }
+        if let Some(unsynced) = &self.unsynced {
+            unsynced.store(true, Ordering::Release);
+        }
+        lease.in_transaction = false;
+        self.store.restore_time(&mut lease).await;
+        lease.give_back();
+        Ok(())
     }
 
     pub(super) async fn rollback(self) -> Result<()> {

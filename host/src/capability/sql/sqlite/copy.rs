@@ -47,12 +47,13 @@ impl Rows {
         }
     }
 
-    /// Appends them, in a transaction that this begins where it has to, and answers how many. The connection is locked by the
-    /// caller. After an error some may be appended.
+    /// Appends them, in a transaction that this begins and commits where it is to, and answers how many. The connection is locked
+    /// by the caller. After an error the transaction may be open, and some of them appended.
     pub(super) fn append(
         &self,
         connection: NonNull<ffi::sqlite3>,
         begins: bool,
+        commits: bool,
         deadline: Instant,
     ) -> std::result::Result<u64, Fault> {
         if begins {
@@ -81,6 +82,13 @@ impl Rows {
             if Instant::now() >= deadline {
                 return Err(Fault::TookTooLong);
             }
+        }
+        drop((many, one));
+        if commits {
+            Statement::compile(connection, "COMMIT")?.run(&[]).map_err(|fault| match fault {
+                Fault::Sqlite(code, message) => Fault::Commit(code, message),
+                other => other,
+            })?;
         }
         Ok(count)
     }
@@ -156,6 +164,8 @@ impl<'a> Cells<'a> {
 pub(super) enum Fault {
     /// SQLite says so: the extended result code and its message.
     Sqlite(i32, String),
+    /// The same, of the COMMIT.
+    Commit(i32, String),
     Contract(Error),
     TookTooLong,
 }
