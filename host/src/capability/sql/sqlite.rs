@@ -530,6 +530,15 @@ pub(super) struct Transaction {
     deferred: Option<(copy::Rows, Room)>,
 }
 
+/// Tells a thread that nobody waits any more for what it does.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// How far a transaction is.
 enum Stage {
     /// It takes a connection, and begins, with its first statement, which goes to SQLite's thread with the BEGIN, or with its
@@ -585,29 +594,30 @@ impl Transaction {
         }
         self.append_deferred().await?;
         if let Stage::Waiting = self.stage
-            && let Some(room) = self.store.room_to_defer(rows.data.len())
+            && let Some(room) = self.store.room_to_defer(rows.bytes())
         {
             let count = rows.count()?;
             self.deferred = Some((rows, room));
             self.ended = false;
             return Ok(count);
         }
-        let count = self.append(rows, false).await?;
+        let count = self.append(rows, None, false).await?;
         self.ended = false;
         Ok(count)
     }
 
     async fn append_deferred(&mut self) -> Result<()> {
-        let Some((rows, _room)) = self.deferred.take() else { return Ok(()) };
+        let Some((rows, room)) = self.deferred.take() else { return Ok(()) };
         let had_ended = std::mem::replace(&mut self.ended, true);
-        self.append(rows, false).await?;
+        self.append(rows, Some(room), false).await?;
         self.ended = had_ended;
         Ok(())
     }
 
     /// On a thread that nobody else needs: what somebody else's table does with a row may take any time, and to wait for a
-    /// lock may too. The caller sees to it that the transaction has ended where this does not come to its end.
-    async fn append(&mut self, rows: copy::Rows, commits: bool) -> Result<u64> {
+    /// lock may too. What nobody waits for any more is not committed, unless it is being committed already. The caller sees to
+    /// it that the transaction has ended where this does not come to its end.
+    async fn append(&mut self, rows: copy::Rows, room: Option<Room>, commits: bool) -> Result<u64> {
         self.have_connection().await?;
         let store = &self.store;
         if let Stage::Begun(lease) = &mut self.stage {
@@ -620,17 +630,23 @@ impl Transaction {
         };
         let begins = !std::mem::replace(&mut lease.in_transaction, true);
         let limit = store.limit(&lease);
+        // Before whoever waits gives up: then it is known what became of it.
+        let deadline = Instant::now() + limit.saturating_sub(GRACE);
+        let is_given_up = Arc::new(AtomicBool::new(false));
+        let waiting = Waiting(Arc::clone(&is_given_up));
+        let goes_on = move || Instant::now() < deadline && !is_given_up.load(Ordering::Acquire);
         let runtime = tokio::runtime::Handle::current();
         let unsynced = self.unsynced.clone().filter(|_| commits);
         lease.broken = true;
         let appending = tokio::task::spawn_blocking(move || {
             let appended = match runtime.block_on(lease.connection().lock_handle()) {
-                Ok(mut locked) => Ok(rows.append(locked.as_raw_handle(), begins, commits, Instant::now() + limit)),
+                Ok(mut locked) => Ok(rows.append(locked.as_raw_handle(), begins, commits, &goes_on)),
                 Err(error) => Err(error),
             };
+            drop((rows, room));
             lease.broken = appended.is_err();
             // Here, because it is committed also where nobody waits for it any more.
-            if let (Some(unsynced), Ok(Ok(_))) = (unsynced, &appended) {
+            if let (Some(unsynced), Ok(Ok(_) | Err(copy::Fault::Commit(..)))) = (unsynced, &appended) {
                 unsynced.store(true, Ordering::Release);
             }
             (lease, appended)
@@ -646,6 +662,7 @@ impl Transaction {
             }
             Err(_) => return Err(in_doubt(took_too_long(&store.name))),
         };
+        drop(waiting);
         lease.in_transaction = !(commits && matches!(appended, Ok(Ok(_))));
         self.stage = Stage::Begun(lease);
         appended.map_err(|error| translate(&store.name, error))?.map_err(|fault| match fault {
@@ -680,9 +697,9 @@ impl Transaction {
             return Err(self.has_ended());
         }
         let mut is_committed = false;
-        if let Some((rows, _room)) = self.deferred.take() {
+        if let Some((rows, room)) = self.deferred.take() {
             // With the rows: each turn on another thread takes time that others wait for the connection.
-            if let Err(error) = self.append(rows, true).await {
+            if let Err(error) = self.append(rows, Some(room), true).await {
                 self.rollback().await?;
                 return Err(error);
             }

@@ -271,7 +271,7 @@ async fn rows_are_copied_in_all_or_none() {
     let mut waiting = Vec::new();
     for _ in 0..8 {
         let mut transaction = database.begin_bulk().await.unwrap();
-        transaction.copy_in("t", &columns, of_bytes("a", (8 << 20) - 1000)).await.unwrap();
+        transaction.copy_in("t", &columns, of_bytes("a", (8 << 20) - 4000)).await.unwrap();
         waiting.push(transaction);
     }
     let mut transaction = database.begin_bulk().await.unwrap();
@@ -327,6 +327,18 @@ async fn rows_of_every_kind_of_cell_are_copied_in_and_one_that_is_given_up_leave
     committed.await.unwrap().unwrap();
     let count = run(&database, "SELECT count(*) FROM t").await.unwrap();
     assert_eq!(count.cells, [SqlValue::Integer(3)]);
+
+    // What nobody waits for any more is not committed once it has the lock.
+    let holder = database.begin(None, false).await.unwrap();
+    let mut transaction = database.begin_bulk().await.unwrap();
+    transaction.copy_in("t", &columns, packed(&cells)).await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(20), transaction.commit()).await.is_err());
+    holder.commit().await.unwrap();
+    let mut transaction = database.begin_bulk().await.unwrap();
+    assert_eq!(transaction.copy_in("t", &columns, packed(&cells)).await.unwrap(), 1);
+    transaction.commit().await.unwrap();
+    let count = run(&database, "SELECT count(*) FROM t").await.unwrap();
+    assert_eq!(count.cells, [SqlValue::Integer(4)]);
 }
 
 #[tokio::test]

@@ -8,7 +8,6 @@
 use std::{
     ffi::{CStr, c_int},
     ptr::{self, NonNull},
-    time::Instant,
 };
 
 use larder_model::{Error, Result};
@@ -24,7 +23,7 @@ pub(super) struct Rows {
     at_once: usize,
     /// Cells of a row.
     width: usize,
-    pub(super) data: Vec<u8>,
+    data: Vec<u8>,
 }
 
 impl Rows {
@@ -32,6 +31,11 @@ impl Rows {
         let width = columns.len().max(1);
         let at_once = (CELLS_AT_ONCE / width).max(1);
         Rows { texts: [at_once, 1].map(|rows| insert(table, columns, rows)), at_once, width, data }
+    }
+
+    /// What they take of memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.data.len() + self.texts.iter().map(String::len).sum::<usize>()
     }
 
     /// How many there are.
@@ -48,17 +52,18 @@ impl Rows {
     }
 
     /// Appends them, in a transaction that this begins and commits where it is to, and answers how many. The connection is locked
-    /// by the caller. After an error the transaction may be open, and some of them appended.
+    /// by the caller. It ends where `goes_on` says no. After an error the transaction may be open, and some of them appended.
     pub(super) fn append(
         &self,
         connection: NonNull<ffi::sqlite3>,
         begins: bool,
         commits: bool,
-        deadline: Instant,
+        goes_on: &dyn Fn() -> bool,
     ) -> std::result::Result<u64, Fault> {
         if begins {
             Statement::compile(connection, "BEGIN IMMEDIATE")?.run(&[])?;
         }
+        let check = || if goes_on() { Ok(()) } else { Err(Fault::TookTooLong) };
         let [mut many, mut one] = [None, None];
         let all_at_once = self.at_once * self.width;
         let (mut left, mut cells, mut count) = (Cells(&self.data), Vec::with_capacity(all_at_once), 0);
@@ -79,12 +84,11 @@ impl Rows {
                 statement.run(cells)?;
                 count += rows as u64;
             }
-            if Instant::now() >= deadline {
-                return Err(Fault::TookTooLong);
-            }
+            check()?;
         }
         drop((many, one));
         if commits {
+            check()?;
             Statement::compile(connection, "COMMIT")?.run(&[]).map_err(|fault| match fault {
                 Fault::Sqlite(code, message) => Fault::Commit(code, message),
                 other => other,
