@@ -163,7 +163,7 @@ pub(crate) enum Way {
 pub(crate) enum Row {
     Cells(Vec<SqlValue>),
     /// See [`copy`].
-    Line(Vec<u8>),
+    Copied(Vec<u8>),
 }
 
 impl Row {
@@ -172,9 +172,9 @@ impl Row {
         if way != Way::Copy {
             return Row::Cells(cells.into_iter().map(SqlValue::from).collect());
         }
-        let mut line = Vec::with_capacity(256);
-        copy::row(table.dialect, &cells, &mut line);
-        Row::Line(line)
+        let mut copied = Vec::with_capacity(256);
+        copy::row(table.dialect, &cells, &mut copied);
+        Row::Copied(copied)
     }
 }
 
@@ -190,7 +190,7 @@ struct Batch<'a> {
     careful: bool,
     cells: Vec<SqlValue>,
     /// See [`copy`].
-    lines: Vec<u8>,
+    copied: Vec<u8>,
     /// What the caller calls each row.
     labels: Vec<usize>,
     bytes: usize,
@@ -198,7 +198,7 @@ struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     fn new(table: &'a Table, way: Way, careful: bool) -> Self {
-        Batch { table, way, careful, cells: Vec::new(), lines: Vec::new(), labels: Vec::new(), bytes: 0 }
+        Batch { table, way, careful, cells: Vec::new(), copied: Vec::new(), labels: Vec::new(), bytes: 0 }
     }
 
     fn push(&mut self, label: usize, entity: Map<String, Value>, bytes: usize) {
@@ -208,7 +208,7 @@ impl<'a> Batch<'a> {
     fn push_row(&mut self, label: usize, row: Row, bytes: usize) {
         match row {
             Row::Cells(cells) => self.cells.extend(cells),
-            Row::Line(line) => self.lines.extend(line),
+            Row::Copied(copied) => self.copied.extend(copied),
         }
         self.labels.push(label);
         self.bytes += bytes;
@@ -231,13 +231,13 @@ impl<'a> Batch<'a> {
         let labels = std::mem::take(&mut self.labels);
         let mut labels = labels.as_slice();
         let mut cells = std::mem::take(&mut self.cells);
-        let lines = std::mem::take(&mut self.lines);
+        let copied = std::mem::take(&mut self.copied);
         self.bytes = 0;
         if self.way == Way::Copy {
             if !labels.is_empty() {
                 let columns = self.table.columns.iter().map(|column| column.name.as_str());
                 let columns: Vec<&str> = columns.chain([EXTRA, EXACT]).collect();
-                database.copy_in(&self.table.collection.name, &columns, &lines)?;
+                database.copy_in(&self.table.collection.name, &columns, &copied)?;
             }
             return Ok(refused);
         }

@@ -17,7 +17,7 @@ use larder_model::{Error, ErrorKind, Result, Retry};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::client::{Backoff, CONFLICTS_MAX, Clients, Failed, send, send_unless_throttled};
+use super::client::{Backoff, CONFLICTS_MAX, Clients, Failed, WhenThrottled, send, send_with};
 use super::values::{attribute_from, item_from, notation};
 use super::writes::{self, ACTIONS_MAX};
 use super::{Item, SIDE_BY_SIDE, Tables, errors};
@@ -173,7 +173,7 @@ async fn put_new_chunk(clients: &Clients, table: &str, key: &str, items: &[Strin
     let mut backoff = Backoff::until(deadline);
     let mut conflicts = 0;
     loop {
-        let sent = send_unless_throttled(&clients.to_tables, deadline, || {
+        let sent = send_with(&clients.to_tables, deadline, WhenThrottled::GiveUp, || {
             with_body(request.clone().customize(), &body).send()
         });
         let Err(failed) = sent.await else { return Ok(true) };

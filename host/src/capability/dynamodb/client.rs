@@ -194,27 +194,22 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     R: std::fmt::Debug + Send + Sync + 'static,
 {
-    send_while(to, deadline, true, request).await
+    send_with(to, deadline, WhenThrottled::SendAgain, request).await
 }
 
-/// The same for a request that there is another way for where the service throttles it.
-pub(super) async fn send_unless_throttled<T, E, R, F>(
-    to: &Sending,
-    deadline: Instant,
-    request: impl FnMut() -> F,
-) -> Result<T, Failed<E>>
-where
-    F: Future<Output = Result<T, SdkError<E, R>>>,
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-    R: std::fmt::Debug + Send + Sync + 'static,
-{
-    send_while(to, deadline, false, request).await
+/// What to do where the service throttles a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhenThrottled {
+    SendAgain,
+    /// There is another way for what it asks.
+    GiveUp,
 }
 
-async fn send_while<T, E, R, F>(
+/// As [`send`].
+pub(super) async fn send_with<T, E, R, F>(
     to: &Sending,
     deadline: Instant,
-    throttled_too: bool,
+    when_throttled: WhenThrottled,
     mut request: impl FnMut() -> F,
 ) -> Result<T, Failed<E>>
 where
@@ -245,7 +240,7 @@ where
         drop(turn);
         is_doubtful |= failure.class == Class::Lost;
         let is_worth_it = match failure.class {
-            Class::Throttled => throttled_too,
+            Class::Throttled => when_throttled == WhenThrottled::SendAgain,
             Class::Conflict => {
                 conflicts += 1;
                 conflicts < CONFLICTS_MAX

@@ -530,10 +530,10 @@ pub(super) struct Transaction {
     deferred: Option<(copy::Rows, Room)>,
 }
 
-/// Tells a thread that nobody waits any more for what it does.
-struct Waiting(Arc<AtomicBool>);
+/// Dropped, it tells a thread that nobody waits any more for what it does.
+struct GiveUp(Arc<AtomicBool>);
 
-impl Drop for Waiting {
+impl Drop for GiveUp {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
     }
@@ -633,7 +633,7 @@ impl Transaction {
         // Before whoever waits gives up: then it is known what became of it.
         let deadline = Instant::now() + limit.saturating_sub(GRACE);
         let is_given_up = Arc::new(AtomicBool::new(false));
-        let waiting = Waiting(Arc::clone(&is_given_up));
+        let give_up = GiveUp(Arc::clone(&is_given_up));
         let goes_on = move || Instant::now() < deadline && !is_given_up.load(Ordering::Acquire);
         let runtime = tokio::runtime::Handle::current();
         let unsynced = self.unsynced.clone().filter(|_| commits);
@@ -662,7 +662,7 @@ impl Transaction {
             }
             Err(_) => return Err(in_doubt(took_too_long(&store.name))),
         };
-        drop(waiting);
+        drop(give_up);
         lease.in_transaction = !(commits && matches!(appended, Ok(Ok(_))));
         self.stage = Stage::Begun(lease);
         appended.map_err(|error| translate(&store.name, error))?.map_err(|fault| match fault {
