@@ -10,6 +10,7 @@ mod backup;
 mod checkpoint;
 mod cleanup;
 mod digest;
+mod merge;
 mod pace;
 mod pages;
 mod preflight;

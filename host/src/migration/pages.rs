@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use larder_model::{Entity, ErrorKind};
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::pace::patiently;
 use crate::error::{Error, Result};
 use crate::repository::{PAGE_BYTES_MAX, Progress, Repository};
 
-/// Pages that are read ahead of the writing: one under way and one waiting keep both sides busy.
+/// Pages that are there already while others are read: whoever takes them need not wait.
 const PAGES_AHEAD: usize = 2;
 
 /// Bytes of a source that are held in memory between its validation and the move.
@@ -32,8 +32,8 @@ pub(crate) struct Page {
     pub(crate) entities: Vec<Entity>,
     pub(super) segment: u32,
     /// Where the first of them stands.
-    from: Position,
-    next: Position,
+    pub(super) from: Position,
+    pub(super) next: Position,
 }
 
 impl Page {
@@ -76,7 +76,7 @@ impl Held {
         }
     }
 
-    /// All pages of a collection, where they are held.
+    /// All pages of a collection, where they are held, in the order in which they were read.
     pub(super) fn take(&mut self, collection: usize) -> Option<Vec<Page>> {
         let pages = self.collections.remove(&collection)?;
         self.bytes -= pages.iter().map(Page::bytes).sum::<usize>();
@@ -84,17 +84,24 @@ impl Held {
     }
 }
 
-/// Gives pages as reading them would.
-pub(super) fn replay(pages: Vec<Page>) -> Receiver<Result<Page>> {
-    let (sender, receiver) = channel(PAGES_AHEAD);
-    tokio::spawn(async move {
-        for page in pages {
-            if sender.send(Ok(page)).await.is_err() {
-                return;
+/// Gives each segment's pages as reading them would.
+pub(super) fn replay(pages: Vec<Page>, segments: usize) -> Vec<Receiver<Result<Page>>> {
+    let mut by_segment: Vec<Vec<Page>> = (0..segments).map(|_| Vec::new()).collect();
+    for page in pages {
+        by_segment[page.segment as usize].push(page);
+    }
+    let replay_segment = |pages: Vec<Page>| {
+        let (sender, receiver) = channel(1);
+        tokio::spawn(async move {
+            for page in pages {
+                if sender.send(Ok(page)).await.is_err() {
+                    return;
+                }
             }
-        }
-    });
-    receiver
+        });
+        receiver
+    };
+    by_segment.into_iter().map(replay_segment).collect()
 }
 
 /// More workers than cores only take turns.
@@ -110,57 +117,76 @@ pub(super) fn writers(target: &Repository, workers: u32) -> usize {
     writers as usize
 }
 
-/// Reads all of a collection.
+/// Reads all of a collection, and gives the pages of its segments as they come.
 pub(crate) fn read_ahead(repository: &Repository, collection: &str, workers: u32) -> Receiver<Result<Page>> {
-    read_from(repository, collection, &vec![Position::default(); side_by_side(workers) as usize])
-}
-
-/// Reads what stands behind these positions, one for each segment.
-pub(super) fn read_from(repository: &Repository, collection: &str, positions: &[Position]) -> Receiver<Result<Page>> {
-    let segments = positions.len() as u32;
-    let (sender, receiver) = channel(PAGES_AHEAD);
-    for (segment, from) in (0..).zip(positions.iter().cloned()) {
-        if from.ended {
-            continue;
-        }
-        let (repository, collection, sender) = (repository.clone(), collection.to_owned(), sender.clone());
-        let last_word = sender.clone();
-        let reading = tokio::spawn(async move {
-            let mut from = from;
-            let mut progress = Progress::default();
-            loop {
-                let cursor = from.cursor.as_deref();
-                let read = patiently(|| repository.scan(&collection, segment, segments, cursor, PAGE_BYTES_MAX)).await;
-                let read = read.and_then(|batch| {
-                    progress.turn(&repository, batch.next.as_deref())?;
-                    Ok(batch)
-                });
-                let (page, ended) = match read {
-                    Ok(batch) => {
-                        let skipped = batch.entities.len().min(usize::try_from(from.skip).unwrap_or(usize::MAX));
-                        let mut entities = batch.entities;
-                        entities.drain(..skipped);
-                        let skip = from.skip - skipped as u64;
-                        let next = Position { ended: batch.next.is_none(), cursor: batch.next, skip };
-                        let page = Page { entities, segment, from, next: next.clone() };
-                        from = next;
-                        (Ok(page), from.ended)
-                    }
-                    Err(error) => (Err(error), true),
-                };
-                if sender.send(page).await.is_err() || ended {
-                    return;
-                }
-            }
-        });
-        // A reader that broke off must not look like one that came to the end.
-        tokio::spawn(async move {
-            if let Err(error) = reading.await {
-                let _ = last_word.send(Err(broke_off("reading", error))).await;
-            }
-        });
+    let segments = side_by_side(workers);
+    let (sender, receiver) = channel(segments as usize + PAGES_AHEAD);
+    for segment in 0..segments {
+        read_segment(repository, collection, (segment, segments), Position::default(), sender.clone());
     }
     receiver
+}
+
+/// Reads what stands behind these positions, one for each segment: of each the page that is next while the one before it is
+/// done with.
+pub(super) fn read_from(
+    repository: &Repository,
+    collection: &str,
+    positions: &[Position],
+) -> Vec<Receiver<Result<Page>>> {
+    let segments = positions.len() as u32;
+    let read = |(segment, from): (u32, &Position)| {
+        let (sender, receiver) = channel(1);
+        read_segment(repository, collection, (segment, segments), from.clone(), sender);
+        receiver
+    };
+    (0..).zip(positions).map(read).collect()
+}
+
+/// Reads a page when there is room for it.
+fn read_segment(
+    repository: &Repository,
+    collection: &str,
+    (segment, segments): (u32, u32),
+    mut from: Position,
+    sender: Sender<Result<Page>>,
+) {
+    if from.ended {
+        return;
+    }
+    let (repository, collection, last_word) = (repository.clone(), collection.to_owned(), sender.clone());
+    let reading = tokio::spawn(async move {
+        let mut progress = Progress::default();
+        while let Ok(room) = sender.reserve().await {
+            let cursor = from.cursor.as_deref();
+            let read = patiently(|| repository.scan(&collection, segment, segments, cursor, PAGE_BYTES_MAX)).await;
+            let read = read.and_then(|batch| {
+                progress.turn(&repository, batch.next.as_deref())?;
+                Ok(batch)
+            });
+            let batch = match read {
+                Ok(batch) => batch,
+                Err(error) => return room.send(Err(error)),
+            };
+            let skipped = batch.entities.len().min(usize::try_from(from.skip).unwrap_or(usize::MAX));
+            let mut entities = batch.entities;
+            entities.drain(..skipped);
+            let skip = from.skip - skipped as u64;
+            let next = Position { ended: batch.next.is_none(), cursor: batch.next, skip };
+            let page = Page { entities, segment, from, next: next.clone() };
+            from = next;
+            room.send(Ok(page));
+            if from.ended {
+                return;
+            }
+        }
+    });
+    // A reader that broke off must not look like one that came to the end.
+    tokio::spawn(async move {
+        if let Err(error) = reading.await {
+            let _ = last_word.send(Err(broke_off("reading", error))).await;
+        }
+    });
 }
 
 /// A task of ours panicked.

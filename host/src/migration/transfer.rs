@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::checkpoint::Refused;
 use super::digest::{Term, hash};
+use super::merge::{Batch, Merge};
 use super::pace::{Limiter, Patience};
 use super::pages::{Position, broke_off, read_from, replay, side_by_side, writers};
 use super::{Event, Migration, OnInvalid, Step, entities, quarantine};
@@ -41,26 +42,20 @@ type Refusals = Vec<(Entity, String)>;
 
 /// A batch under way, or ended while one before it is not.
 struct Slot {
-    /// Where its segment goes on behind it.
-    end: Position,
+    /// Where its segments go on behind it.
+    ends: Vec<(usize, Position)>,
     settled: Option<Settled>,
 }
 
-/// The batches of one segment, from the first that has not ended.
-#[derive(Default)]
-struct Segment {
+/// Which batch, and what became of it.
+type Ended = (u64, Result<(Settled, Refusals)>);
+
+/// The batches of one collection, from the first that has not ended.
+struct Batches {
+    position: usize,
     slots: VecDeque<Slot>,
     /// The number of the first of them.
     first: u64,
-}
-
-/// Which segment, which batch of it, and what became of it.
-type Ended = (usize, u64, Result<(Settled, Refusals)>);
-
-/// The batches of one collection.
-struct Batches {
-    position: usize,
-    segments: Vec<Segment>,
     loads: JoinSet<Ended>,
 }
 
@@ -87,9 +82,8 @@ impl Migration<'_> {
         let progress = &self.state.collections[position];
         let report = &mut self.reports[position];
         (report.written, report.unchanged, report.skipped) = (progress.written, progress.unchanged, progress.skipped);
-        let segments = progress.positions.iter().map(|_| Segment::default()).collect();
         let done = progress.written + progress.unchanged + progress.skipped + progress.quarantined;
-        let mut batches = Batches { position, segments, loads: JoinSet::new() };
+        let mut batches = Batches { position, slots: VecDeque::new(), first: 0, loads: JoinSet::new() };
         self.advance(Step::Move, position, done);
         let mut ended = self.move_pages(&mut batches, limiter).await;
         // Whatever ended it, what was on its way arrives and counts.
@@ -115,67 +109,54 @@ impl Migration<'_> {
         let name = self.collections[position].name.clone();
         let batch_size = limiter.at_once(self.options.batch_size) as usize;
         let writers = writers(self.target, self.options.workers);
-        let mut pages = match self.held.take(position) {
-            Some(pages) => replay(pages),
-            None => read_from(self.source, &name, &self.state.collections[position].positions),
-        };
-        while let Some(page) = pages.recv().await {
-            let mut page = page?;
-            let entities = std::mem::take(&mut page.entities);
-            let (len, mut done) = (entities.len(), 0);
-            let mut entities = entities.into_iter();
-            loop {
-                self.check_stop()?;
-                let mut batch: Vec<Entity> = entities.by_ref().take(batch_size).collect();
-                done += batch.len();
-                // The page's last batch takes the segment to the next page, also where the page was empty.
-                let end = page.position_after(done, len);
-                let count = batch.len() as u64;
-                if !self.left_out.is_empty() {
-                    batch.retain(|entity| !self.left_out.contains(&hash(&[&name, &entity.id])));
-                }
-                let quarantined = count - batch.len() as u64;
-                limiter.pass(batch.len()).await;
-                while batches.loads.len() >= writers {
-                    if let Some(load) = batches.loads.join_next().await {
-                        self.settle(batches, load)?;
-                        self.checkpoint_if_due().await?;
-                    }
-                }
-                let segment = page.segment as usize;
-                let number = batches.segments[segment].first + batches.segments[segment].slots.len() as u64;
-                batches.segments[segment].slots.push_back(Slot { end, settled: None });
-                let (target, collection) = (self.target.clone(), name.clone());
-                let (existing, on_invalid) = (self.options.existing, self.options.on_invalid);
-                batches.loads.spawn(async move {
-                    let loaded = load(&target, &collection, batch, existing, on_invalid).await;
-                    let settled = loaded.map(|(it, refused)| {
-                        let settled = Settled {
-                            entities: count,
-                            written: it.written,
-                            unchanged: it.unchanged,
-                            skipped: it.skipped,
-                            quarantined: quarantined + refused.len() as u64,
-                        };
-                        (settled, refused)
-                    });
-                    (segment, number, settled)
-                });
-                if done == len {
-                    break;
+        let positions = &self.state.collections[position].positions;
+        let mut entities = Merge::of(match self.held.take(position) {
+            Some(pages) => replay(pages, positions.len()),
+            None => read_from(self.source, &name, positions),
+        });
+        while let Some(Batch { entities: mut batch, ends }) = entities.next(batch_size).await? {
+            self.check_stop()?;
+            let count = batch.len() as u64;
+            if !self.left_out.is_empty() {
+                batch.retain(|entity| !self.left_out.contains(&hash(&[&name, &entity.id])));
+            }
+            let quarantined = count - batch.len() as u64;
+            limiter.pass(batch.len()).await;
+            while batches.loads.len() >= writers {
+                if let Some(load) = batches.loads.join_next().await {
+                    self.settle(batches, load)?;
+                    self.checkpoint_if_due().await?;
                 }
             }
+            let number = batches.first + batches.slots.len() as u64;
+            batches.slots.push_back(Slot { ends, settled: None });
+            let (target, collection) = (self.target.clone(), name.clone());
+            let (existing, on_invalid) = (self.options.existing, self.options.on_invalid);
+            batches.loads.spawn(async move {
+                let loaded = load(&target, &collection, batch, existing, on_invalid).await;
+                let settled = loaded.map(|(it, refused)| {
+                    let settled = Settled {
+                        entities: count,
+                        written: it.written,
+                        unchanged: it.unchanged,
+                        skipped: it.skipped,
+                        quarantined: quarantined + refused.len() as u64,
+                    };
+                    (settled, refused)
+                });
+                (number, settled)
+            });
         }
         Ok(())
     }
 
-    /// Counts what became of a batch, and moves its segment's position on as far as all before it has ended.
+    /// Counts what became of a batch, and moves the positions on as far as all before it has ended.
     fn settle(
         &mut self,
         batches: &mut Batches,
         ended: std::result::Result<Ended, tokio::task::JoinError>,
     ) -> Result<()> {
-        let (segment, number, settled) = ended.map_err(|error| broke_off("writing", error))?;
+        let (number, settled) = ended.map_err(|error| broke_off("writing", error))?;
         let (settled, refused) = settled?;
         if !refused.is_empty() {
             self.leave_out(batches.position, refused)?;
@@ -184,12 +165,12 @@ impl Migration<'_> {
         report.written += settled.written;
         report.unchanged += settled.unchanged;
         report.skipped += settled.skipped;
-        let Segment { slots, first } = &mut batches.segments[segment];
+        let Batches { slots, first, .. } = batches;
         slots[(number - *first) as usize].settled = Some(settled);
         let progress = &mut self.state.collections[batches.position];
         while let Some(settled) = slots.front().and_then(|slot| slot.settled) {
-            if let Some(slot) = slots.pop_front() {
-                progress.positions[segment] = slot.end;
+            for (segment, end) in slots.pop_front().into_iter().flat_map(|slot| slot.ends) {
+                progress.positions[segment] = end;
             }
             *first += 1;
             progress.written += settled.written;
