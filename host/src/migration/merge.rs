@@ -1,28 +1,34 @@
 //! Batches of a collection in the order of its keys, out of segments that are read side by side. A target then appends,
-//! where one segment beside the other would have it insert every other entity between two that are there.
+//! where one segment beside the other would have it insert every other entity between two that are there. Order is worth no
+//! time: what is there is given while another segment is read, because a target that waits can insert meanwhile.
 
 use std::vec;
 
 use futures_util::future::select_all;
 use larder_model::Entity;
 use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use super::pages::{Page, Position};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::repository::PAGE_BYTES_MAX;
 
 /// What is written at once.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) entities: Vec<Entity>,
-    /// Where each segment that they are from goes on behind them.
+    /// Where the segments that came on since the last batch go on.
     pub(super) ends: Vec<(usize, Position)>,
 }
 
-/// Entities of all segments, in the order of their keys as long as each segment has them so. From the first page on that
-/// has not, each page comes as a whole, and no segment is waited for while another has something.
+/// Entities of all segments, by key as long as each segment has them so. From the first page on that has not, each page
+/// comes as a whole.
 pub(super) struct Merge {
     segments: Vec<Segment>,
+    has_begun: bool,
     is_in_order: bool,
+    /// What a segment ended with, before the next batch.
+    failed: Option<Error>,
 }
 
 struct Segment {
@@ -33,14 +39,18 @@ struct Segment {
     len: usize,
     /// The key that the page ends with.
     last: Option<String>,
-    /// It has not moved on since the last batch.
+    /// It has not come on since the last batch.
     is_told: bool,
     has_ended: bool,
 }
 
 impl Segment {
+    fn has_any(&self) -> bool {
+        self.entities.len() > 0
+    }
+
     fn is_waited_for(&self) -> bool {
-        !self.has_ended && self.entities.len() == 0
+        !self.has_ended && !self.has_any()
     }
 
     fn next_id(&self) -> Option<&str> {
@@ -88,55 +98,90 @@ impl Merge {
             is_told: true,
             has_ended: false,
         };
-        Merge { segments: segments.into_iter().map(segment).collect(), is_in_order: true }
+        let segments = segments.into_iter().map(segment).collect();
+        Merge { segments, has_begun: false, is_in_order: true, failed: None }
     }
 
-    /// The next `count` entities, or as many as there are. A last batch without any says where empty pages end.
+    /// The next entities: `count` of them, or fewer that are large, or are all that there is before somebody has to be
+    /// waited for. None of an empty page, which only has an end.
     pub(super) async fn next(&mut self, count: usize) -> Result<Option<Batch>> {
-        let mut batch = Batch::default();
-        while batch.entities.len() < count {
-            self.fetch().await?;
-            let waiting = self.segments.iter_mut().filter(|segment| segment.entities.len() > 0);
-            let next = match self.is_in_order {
-                true => waiting.min_by(|a, b| a.next_id().cmp(&b.next_id())),
-                false => waiting.into_iter().next(),
-            };
-            let Some(segment) = next else { break };
-            batch.entities.extend(segment.entities.next());
-            segment.is_told = false;
+        if !self.has_begun {
+            // Until each has something, nobody knows what comes first.
+            for number in 0..self.segments.len() {
+                let page = self.segments[number].pages.recv().await;
+                self.accept(number, page);
+            }
+            self.has_begun = true;
         }
-        batch.ends = self.segments.iter_mut().filter_map(Segment::end).collect();
-        Ok((!batch.entities.is_empty() || !batch.ends.is_empty()).then_some(batch))
-    }
-
-    /// Waits for the pages that the next entity may be in.
-    async fn fetch(&mut self) -> Result<()> {
-        while self.is_in_order
-            && let Some(segment) = self.segments.iter_mut().find(|segment| segment.is_waited_for())
-        {
-            let page = segment.pages.recv().await;
-            self.is_in_order = segment.accept(page)?;
-        }
-        while self.segments.iter().all(|segment| segment.entities.len() == 0) {
-            let waited_for = self.segments.iter_mut().filter(|segment| segment.is_waited_for());
-            let pages: Vec<_> = waited_for
-                .map(|segment| {
-                    Box::pin(async {
-                        let page = segment.pages.recv().await;
-                        (segment, page)
-                    })
-                })
-                .collect();
-            if pages.is_empty() {
+        let (mut entities, mut bytes) = (Vec::new(), 0);
+        while entities.len() < count && bytes < PAGE_BYTES_MAX as usize && self.failed.is_none() {
+            self.take_what_came();
+            if let Some(entity) = self.take_first() {
+                bytes += entity.id.len() + entity.body.len();
+                entities.push(entity);
+                continue;
+            }
+            let has_any = !entities.is_empty() || self.segments.iter().any(|segment| !segment.is_told);
+            if has_any || !self.wait_for_any().await {
                 break;
             }
-            let ((segment, page), _, others) = select_all(pages).await;
-            drop(others);
-            segment.accept(page)?;
-            // Each has its turn, or one would be read to its end before the others.
-            self.segments.rotate_left(1);
         }
-        Ok(())
+        if entities.is_empty()
+            && let Some(error) = self.failed.take()
+        {
+            return Err(error);
+        }
+        let ends: Vec<_> = self.segments.iter_mut().filter_map(Segment::end).collect();
+        Ok((!ends.is_empty()).then_some(Batch { entities, ends }))
+    }
+
+    fn accept(&mut self, number: usize, page: Option<Result<Page>>) {
+        match self.segments[number].accept(page) {
+            Ok(is_in_order) => self.is_in_order &= is_in_order,
+            Err(error) => self.failed = Some(error),
+        }
+    }
+
+    fn take_what_came(&mut self) {
+        for number in 0..self.segments.len() {
+            let segment = &mut self.segments[number];
+            if segment.is_waited_for() {
+                match segment.pages.try_recv() {
+                    Ok(page) => self.accept(number, Some(page)),
+                    Err(TryRecvError::Disconnected) => self.accept(number, None),
+                    Err(TryRecvError::Empty) => {}
+                }
+            }
+        }
+    }
+
+    /// Of what is there.
+    fn take_first(&mut self) -> Option<Entity> {
+        let segment = if self.is_in_order {
+            let segments = self.segments.iter_mut().filter(|segment| segment.has_any());
+            segments.min_by(|a, b| a.next_id().cmp(&b.next_id()))?
+        } else {
+            // Each has its turn, or one would be read to its end before the others.
+            let turn = self.segments.iter().position(Segment::has_any)?;
+            self.segments.rotate_left(turn);
+            self.segments.first_mut()?
+        };
+        segment.is_told = false;
+        segment.entities.next()
+    }
+
+    /// Until a page comes, or the end of a segment. Not where all have ended.
+    async fn wait_for_any(&mut self) -> bool {
+        let waited_for = self.segments.iter_mut().enumerate().filter(|(_, segment)| segment.is_waited_for());
+        let (numbers, pages): (Vec<_>, Vec<_>) =
+            waited_for.map(|(number, segment)| (number, Box::pin(segment.pages.recv()))).unzip();
+        if pages.is_empty() {
+            return false;
+        }
+        let (page, first, others) = select_all(pages).await;
+        drop(others);
+        self.accept(numbers[first], page);
+        true
     }
 }
 
@@ -192,70 +237,96 @@ mod tests {
         [(0..300).step_by(3).collect(), (0..301).filter(|id| id % 3 > 0 || *id == 300).collect(), Vec::new()]
     }
 
+    /// All that comes, and that from any batch on the rest comes once.
+    async fn go_on_behind_each(segments: &[Vec<usize>], size: usize) -> Vec<String> {
+        let begin = |from: &[Position]| {
+            let segments = (0..).zip(segments).zip(from);
+            let pages = segments.flat_map(|((segment, ids), from)| pages(segment, ids, 20, from)).collect();
+            Merge::of(replay(pages, from.len()))
+        };
+        let everything: BTreeSet<String> = segments.iter().flatten().map(|id| entity(*id).id).collect();
+        let mut positions = vec![Position::default(); segments.len()];
+        let mut merge = begin(&positions);
+        let mut came = Vec::new();
+        while let Some(batch) = merge.next(size).await.unwrap() {
+            assert!(batch.entities.len() <= size);
+            came.extend(batch.entities.into_iter().map(|entity| entity.id));
+            for (segment, end) in batch.ends {
+                positions[segment] = end;
+            }
+            let mut whole = came.clone();
+            whole.extend(all(&mut begin(&positions), 11).await);
+            assert_eq!(whole.len(), everything.len(), "behind {} in batches of {size}", came.len());
+            assert_eq!(whole.into_iter().collect::<BTreeSet<_>>(), everything);
+        }
+        assert!(positions.iter().all(|position| position.ended), "{positions:?}");
+        came
+    }
+
     #[tokio::test]
-    async fn segments_in_order_come_in_order_and_go_on_behind_any_batch() {
-        let segments = segments();
-        let everything: Vec<String> = (0..301).map(|id| entity(id).id).collect();
+    async fn it_goes_on_behind_any_batch_with_and_without_an_order() {
         for size in [1, 7, 50, 400] {
-            let begin = |from: &[Position]| {
-                let segments = (0..).zip(&segments).zip(from);
-                let pages = segments.flat_map(|((segment, ids), from)| pages(segment, ids, 20, from)).collect();
-                Merge::of(replay(pages, from.len()))
-            };
-            let mut positions = vec![Position::default(); segments.len()];
-            let mut merge = begin(&positions);
-            let mut before = Vec::new();
-            while let Some(batch) = merge.next(size).await.unwrap() {
-                before.extend(batch.entities.into_iter().map(|entity| entity.id));
-                for (segment, end) in batch.ends {
-                    positions[segment] = end;
+            let mut segments = segments();
+            let came = go_on_behind_each(&segments, size).await;
+            assert!(came.is_sorted(), "{came:?}");
+            segments[1][70..].reverse();
+            go_on_behind_each(&segments, size).await;
+            segments[0].reverse();
+            go_on_behind_each(&segments, size).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn none_is_waited_for_while_another_has_something() {
+        for backwards in [false, true] {
+            let [mut ids, others, _] = segments();
+            if backwards {
+                ids.reverse();
+            }
+            let (sender, silent) = channel(1);
+            let mut receivers = replay(pages(0, &ids, 30, &Position::default()), 1);
+            receivers.push(silent);
+            let mut merge = Merge::of(receivers);
+            // Nobody knows what comes first before a page of each is there.
+            let mut pages = pages(1, &others, 30, &Position::default()).into_iter();
+            sender.send(Ok(pages.next().unwrap())).await.ok().unwrap();
+            let mut seen = BTreeSet::new();
+            while seen.len() < ids.len() + 30 {
+                let batch = merge.next(7).await.unwrap().unwrap();
+                assert!(batch.entities.into_iter().all(|entity| seen.insert(entity.id)));
+            }
+            tokio::spawn(async move {
+                for page in pages {
+                    sender.send(Ok(page)).await.ok().unwrap();
                 }
-                let mut whole = before.clone();
-                whole.extend(all(&mut begin(&positions), 11).await);
-                assert_eq!(whole, everything, "behind {} in batches of {size}", before.len());
-            }
-            assert_eq!(before, everything);
-            assert!(positions.iter().all(|position| position.ended), "{positions:?}");
+            });
+            seen.extend(all(&mut merge, 7).await);
+            assert_eq!(seen.len(), ids.len() + others.len());
         }
     }
 
     #[tokio::test]
-    async fn of_segments_without_an_order_none_is_waited_for_while_another_has_something() {
-        let [mut ids, others, _] = segments();
-        ids.reverse();
-        let (sender, silent) = channel(1);
-        let mut receivers = replay(pages(0, &ids, 30, &Position::default()), 1);
-        receivers.push(silent);
-        let mut merge = Merge::of(receivers);
-        // Nobody knows about the order of a segment before a page of it is there.
-        let mut pages = pages(1, &others, 30, &Position::default()).into_iter();
-        sender.send(Ok(pages.next().unwrap())).await.ok().unwrap();
-        let mut seen = BTreeSet::new();
-        while seen.len() < ids.len() + 30 {
-            let batch = merge.next(10).await.unwrap().unwrap();
-            assert!(batch.entities.into_iter().all(|entity| seen.insert(entity.id)));
+    async fn a_batch_of_large_entities_ends_early() {
+        let mut large = pages(0, &(0..9).collect::<Vec<_>>(), 9, &Position::default());
+        large[0].entities.iter_mut().for_each(|entity| entity.body = vec![b' '; PAGE_BYTES_MAX as usize / 2]);
+        let mut merge = Merge::of(replay(large, 1));
+        for left in [7, 5, 3, 1, 0] {
+            let batch = merge.next(1_000).await.unwrap().unwrap();
+            let end = if left > 0 { (0, Position { skip: 9 - left, ..Position::default() }) } else { (0, at(1, true)) };
+            assert_eq!(batch.ends, [end]);
         }
-        tokio::spawn(async move {
-            for page in pages {
-                sender.send(Ok(page)).await.ok().unwrap();
-            }
-        });
-        seen.extend(all(&mut merge, 10).await);
-        assert_eq!(seen.len(), ids.len() + others.len());
+        assert!(merge.next(1_000).await.unwrap().is_none());
     }
 
     #[tokio::test]
-    async fn what_fails_in_a_segment_is_no_end() {
-        let (sender, receiver) = channel(1);
+    async fn what_came_before_an_error_is_given_before_it() {
+        let (sender, receiver) = channel(2);
         let page = pages(0, &[1, 2], 2, &Position::default()).pop().unwrap();
         sender.send(Ok(page)).await.ok().unwrap();
+        let error = crate::error::Error::contract(larder_model::ErrorKind::Unavailable, "gone");
+        sender.send(Err(error)).await.ok().unwrap();
         let mut merge = Merge::of(vec![receiver]);
-        assert_eq!(merge.next(2).await.unwrap().unwrap().entities.len(), 2);
-        sender
-            .send(Err(crate::error::Error::contract(larder_model::ErrorKind::Unavailable, "gone")))
-            .await
-            .ok()
-            .unwrap();
-        assert!(merge.next(2).await.is_err());
+        assert_eq!(merge.next(1_000).await.unwrap().unwrap().entities.len(), 2);
+        assert!(merge.next(1_000).await.is_err());
     }
 }

@@ -86,22 +86,12 @@ impl Held {
 
 /// Gives each segment's pages as reading them would.
 pub(super) fn replay(pages: Vec<Page>, segments: usize) -> Vec<Receiver<Result<Page>>> {
-    let mut by_segment: Vec<Vec<Page>> = (0..segments).map(|_| Vec::new()).collect();
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..segments).map(|_| channel(pages.len().max(1))).unzip();
     for page in pages {
-        by_segment[page.segment as usize].push(page);
+        // There is room for all of them in each.
+        let _ = senders[page.segment as usize].try_send(Ok(page));
     }
-    let replay_segment = |pages: Vec<Page>| {
-        let (sender, receiver) = channel(1);
-        tokio::spawn(async move {
-            for page in pages {
-                if sender.send(Ok(page)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        receiver
-    };
-    by_segment.into_iter().map(replay_segment).collect()
+    receivers
 }
 
 /// More workers than cores only take turns.
