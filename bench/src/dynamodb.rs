@@ -393,7 +393,7 @@ fn load(settings: &Settings, runtime: &Runtime, count: usize, storage: Storage, 
         host.close().await;
         anyhow::Ok(())
     })?;
-    let rounds = settings.rounds().min(3);
+    let rounds = settings.rounds();
     let moved = || {
         let (engine, _apart) = engine()?;
         fs::write(folder.path().join(CONFIG), document(&engine, &prefix, folder.path()).to_string())?;
