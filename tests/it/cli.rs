@@ -471,7 +471,7 @@ fn what_export_prints_import_reads() {
     assert_eq!(run.stdout.lines().count(), 1);
     folder.larder(&["export", "--collection", "people"]).exits(2);
 
-    let changed = exported.stdout.replace("1.50", "1.75");
+    let changed = exported.stdout.replace(r#""n":1.50"#, r#""n":1.75"#);
     let run = import(&changed, &[]).exits(1);
     assert!(run.stderr.contains("caused by: line 1 was refused\ncaused by: templates "), "{run:#?}");
     assert_eq!(
