@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 use crate::repository::PAGE_BYTES_MAX;
 
 /// What is written at once.
-#[derive(Default)]
 pub(super) struct Batch {
     pub(super) entities: Vec<Entity>,
     /// Where the segments that came on since the last batch go on.
