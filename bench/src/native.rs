@@ -5,7 +5,9 @@ use std::cell::{Cell, RefCell};
 
 use larder::bare::{self, Database, Directory};
 use larder::config::Config;
-use larder_guest::{Connections, Dialect, FileStat, Files, LockMode, Rows, Sql, SqlTransaction, SqlValue, Strategy};
+use larder_guest::{
+    Connections, Dialect, FileStat, Files, LockMode, Packed, Rows, Sql, SqlTransaction, SqlValue, Strategy,
+};
 use larder_model::{Isolation, Result};
 use tokio::runtime::Handle;
 
@@ -143,6 +145,11 @@ impl Sql for NativeSql {
 
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         wait(self.0.query(text, params_out(params), max_bytes)).map(rows_in)
+    }
+
+    fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed> {
+        let packed = wait(self.0.copy_out(text, params_out(params), max_bytes))?;
+        Ok(Packed { cells: packed.cells, more: packed.more })
     }
 
     fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<NativeTransaction> {

@@ -32,7 +32,7 @@ use files::{Directory, FileStat, Lock, LockMode, Replacement};
 use http::Origins;
 use network::{Hosts, Refusal};
 use revision::Revision;
-use sql::{Connections, Database, Dialect, Rows, SqlValue, Transaction};
+use sql::{Connections, Database, Dialect, Packed, Rows, SqlValue, Transaction};
 
 /// What one store borrows. Clones are the same loan.
 #[derive(Clone, Default)]
@@ -473,6 +473,13 @@ impl wit_sql::Host for State {
         let max_bytes = max_bytes.min(self.call_bytes_max());
         let params = params_from(statement.params);
         answer(self.database()?.query(&statement.text, params, max_bytes).await.map(rows_into))
+    }
+
+    async fn copy_out(&mut self, statement: wit_sql::Statement, max_bytes: u32) -> Answer<wit_sql::Packed> {
+        let max_bytes = max_bytes.min(self.call_bytes_max());
+        let params = params_from(statement.params);
+        let packed = self.database()?.copy_out(&statement.text, params, max_bytes).await;
+        answer(packed.map(|Packed { cells, more }| wit_sql::Packed { cells, more }))
     }
 
     async fn begin(&mut self, isolation: Option<types::Isolation>, read_only: bool) -> Answer<Resource<Transaction>> {

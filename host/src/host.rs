@@ -95,8 +95,7 @@ impl Host {
         if let Some(version) = self.version(name) {
             return version;
         }
-        let pins = self.pins()?;
-        let plugin = plugin::load(&self.engine, &self.plugins_directory, name, &self.bounds(), pins.as_ref()).await?;
+        let plugin = self.load_aside(name).await?;
         self.used(&plugin);
         Ok(plugin)
     }

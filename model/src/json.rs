@@ -409,6 +409,13 @@ struct TopLevel;
 /// Names that are compared with all before them. Of more, the rest is looked up.
 const COMPARED_NAMES_MAX: usize = 16;
 
+/// A number under 64 that equal names have in common, and different ones rarely.
+fn look_of(name: &str) -> u32 {
+    let end = |byte: Option<&u8>| byte.copied().map_or(0, usize::from);
+    let (first, last) = (end(name.as_bytes().first()), end(name.as_bytes().last()));
+    ((first * 5) ^ (last * 11) ^ name.len()) as u32 % 64
+}
+
 impl<'de> Visitor<'de> for TopLevel {
     type Value = Members<'de>;
 
@@ -420,11 +427,15 @@ impl<'de> Visitor<'de> for TopLevel {
         let exact = Exact { depth: 0, depth_max: DEPTH_MAX, kept: Kept::All };
         let mut read: Vec<(Cow<'de, str>, Member<'de>)> = Vec::with_capacity(COMPARED_NAMES_MAX);
         let mut names = BTreeSet::new();
+        let mut looks = 0_u64;
         while let Some(name) = members.next_key_seed(Name)? {
+            // Only a name that looks like one before it can be that one.
+            let look = 1 << look_of(&name);
             let compared = &read[..read.len().min(COMPARED_NAMES_MAX)];
-            if compared.iter().any(|(before, _)| *before == name) {
+            if looks & look != 0 && compared.iter().any(|(before, _)| *before == name) {
                 return Err(stands_twice(&name));
             }
+            looks |= look;
             if read.len() >= COMPARED_NAMES_MAX && !names.insert(name.clone()) {
                 return Err(stands_twice(&name));
             }
@@ -634,14 +645,15 @@ pub fn write_canonical(value: &Value, out: &mut Vec<u8>) {
 
 /// [`write_canonical`] of an object.
 pub fn write_canonical_object(object: &impl Object, out: &mut Vec<u8>) {
-    let mut members: Vec<_> = object.entries().collect();
-    members.sort_unstable_by(|(a, _), (b, _)| match a.is_ascii() && b.is_ascii() {
-        // The same order, and cheaper.
-        true => a.cmp(b),
-        false => a.encode_utf16().cmp(b.encode_utf16()),
-    });
+    let mut members: Vec<_> = object.entries().map(|(name, value)| (first_bytes(name), name, value)).collect();
+    if members.iter().all(|(_, name, _)| name.is_ascii()) {
+        // The same order, and cheaper: most names differ in their first bytes.
+        members.sort_unstable_by(|(a, a_name, _), (b, b_name, _)| a.cmp(b).then_with(|| a_name.cmp(b_name)));
+    } else {
+        members.sort_unstable_by(|(_, a, _), (_, b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+    }
     out.push(b'{');
-    for (i, (name, value)) in members.into_iter().enumerate() {
+    for (i, (_, name, value)) in members.into_iter().enumerate() {
         if i > 0 {
             out.push(b',');
         }
@@ -655,15 +667,33 @@ pub fn write_canonical_object(object: &impl Object, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-fn write_text(text: &str, out: &mut Vec<u8>) {
-    // Most texts have nothing to escape, and are looked through faster where nobody asks where it stands.
-    if text.bytes().fold(false, |found, byte| found | matches!(byte, b'"' | b'\\' | 0..=0x1f)) {
-        return serde_json::to_writer(out, text).expect("a vector cannot fail");
+/// As a number that is ordered as they are. A name that ends before has zeros there.
+fn first_bytes(name: &str) -> u64 {
+    let mut first = [0; 8];
+    let len = name.len().min(first.len());
+    first[..len].copy_from_slice(&name.as_bytes()[..len]);
+    u64::from_be_bytes(first)
+}
+
+/// Writes a text as JSON, with the least escapes.
+pub fn write_text(text: &str, out: &mut Vec<u8>) {
+    if !write_plain_text(text.as_bytes(), out) {
+        serde_json::to_writer(out, text).expect("a vector cannot fail");
     }
-    out.reserve(text.len() + 2);
-    out.push(b'"');
-    out.extend_from_slice(text.as_bytes());
-    out.push(b'"');
+}
+
+/// Writes a text as JSON, where it needs no escape; answers whether it did. For who knows of many texts only together that
+/// they are UTF-8.
+pub fn write_plain_text(text: &[u8], out: &mut Vec<u8>) -> bool {
+    // Most texts have nothing to escape, and are looked through faster where nobody asks where it stands.
+    let needs_escape = text.iter().fold(false, |found, byte| found | matches!(byte, b'"' | b'\\' | 0..=0x1f));
+    if !needs_escape {
+        out.reserve(text.len() + 2);
+        out.push(b'"');
+        out.extend_from_slice(text);
+        out.push(b'"');
+    }
+    !needs_escape
 }
 
 /// Whether the contract takes both for the same: the order of members does not matter, and numbers are equal where
@@ -930,6 +960,15 @@ mod tests {
     }
 
     #[test]
+    fn names_that_look_alike_are_told_apart() {
+        for (a, b) in [("member_one", "member_tne"), ("aab", "abb"), ("a", "a"), ("", ""), ("é", "é")] {
+            assert_eq!(look_of(a), look_of(b));
+            let text = format!(r#"{{"{a}":1,"x":2,"{b}":3}}"#);
+            assert_eq!(members(text.as_bytes()).is_ok(), a != b, "{text}");
+        }
+    }
+
+    #[test]
     fn canonical_form_is_sorted_and_exact() {
         for (text, expected) in [
             (r#" { "b" : [ 1.50 , 1 , 1.0 ] , "a" : null } "#, r#"{"a":null,"b":[15e-1,1,1e0]}"#),
@@ -938,6 +977,11 @@ mod tests {
                 "{\"\u{20ac}\":1,\"\\r\":2,\"\u{fb33}\":3,\"1\":4,\"\u{1f600}\":5,\"\u{80}\":6}",
                 "{\"\\r\":2,\"1\":4,\"\u{80}\":6,\"\u{20ac}\":1,\"\u{1f600}\":5,\"\u{fb33}\":3}",
             ),
+            (
+                r#"{"created_by":1,"created_at":2,"created_":3,"c":4,"":5}"#,
+                r#"{"":5,"c":4,"created_":3,"created_at":2,"created_by":1}"#,
+            ),
+            (r#"{"a\u0000":1,"a":2,"a\u0000b":3,"a\u0001":4}"#, r#"{"a":2,"a\u0000":1,"a\u0000b":3,"a\u0001":4}"#),
             (r#""\u20ac\/\u000f\u000a\b\u007f\"\\""#, "\"€/\\u000f\\n\\b\u{7f}\\\"\\\\\""),
         ] {
             let mut out = Vec::new();

@@ -168,6 +168,12 @@ async fn statements_run_alone_or_in_transactions() {
         ("sql.transaction.commit", &format!("sql-copy t|a,b|i<six>{}n", "<nul>".repeat(7)), Err("already-exists")),
         ("sql.transaction.copy-in", "sql-copy t|a,b|6<tab>copied<line>", Err("invalid-argument")),
         ("sql.transaction.copy-in", "sql SELECT count(*) FROM t", Ok("[Integer(6)]")),
+        (
+            "sql.copy-out",
+            "sql-copy-out SELECT a, b FROM t WHERE a >= ? ORDER BY a",
+            Ok(r"i\x04\x00\x00\x00\x00\x00\x00\x00t\x04\x00\x00\x00bulk true"),
+        ),
+        ("sql.copy-out", "sql-copy-out DELETE FROM t WHERE a = ?", Err("denied")),
     ])
     .await;
 }
@@ -211,6 +217,7 @@ async fn statements_run_alone_or_in_transactions_on_a_server_too() {
         // Of rows that do not fit, none is there.
         ("sql.transaction.copy-in", "sql-copy t|a,b|8<tab>x<line>7<tab>y<line>", Err("already-exists")),
         ("sql.transaction.copy-in", "sql SELECT count(*) FROM t", Ok("[Integer(7)]")),
+        ("sql.copy-out", "sql-copy-out SELECT a, b FROM t WHERE a >= $1 ORDER BY a", Err("unsupported")),
         ("sql.get-connections", "connections", Ok("true: 2 of 5")),
     ];
     check_on("server", &["lent"], &story).await;

@@ -381,6 +381,11 @@ impl wit_sql::Host for Faulty<'_> {
         }
     }
 
+    async fn copy_out(&mut self, statement: wit_sql::Statement, max_bytes: u32) -> Answer<wit_sql::Packed> {
+        let about = statement.text.clone();
+        call!(self, "sql.copy-out", about, None, self.0.copy_out(statement, max_bytes))
+    }
+
     async fn begin(&mut self, isolation: Option<types::Isolation>, read_only: bool) -> Answer<Resource<Transaction>> {
         call!(self, "sql.begin", String::new(), None, self.0.begin(isolation, read_only))
     }

@@ -13,7 +13,7 @@ mod texts;
 
 use std::{sync::Arc, time::Duration};
 
-use larder_model::{Isolation, Result};
+use larder_model::{Error, ErrorKind, Isolation, Result};
 
 pub(crate) use postgres::{Encryption, PostgresSettings};
 pub(crate) use sqlite::{SqliteSettings, Watch};
@@ -52,6 +52,15 @@ pub struct Rows {
     pub cells: Vec<SqlValue>,
     /// Rows changed.
     pub affected: u64,
+    /// Cut at the bound.
+    pub more: bool,
+}
+
+/// Rows in one piece.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Packed {
+    /// Row by row, cell by cell, as `wit/sql.wit` tells.
+    pub cells: Vec<u8>,
     /// Cut at the bound.
     pub more: bool,
 }
@@ -155,6 +164,16 @@ impl Database {
         match &self.backend {
             Backend::Sqlite(store) => store.query(text, params, max_bytes).await,
             Backend::Postgres(store) => store.query(text, params, max_bytes).await,
+        }
+    }
+
+    /// Runs a statement that only reads, and gives its rows in one piece.
+    pub async fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed> {
+        match &self.backend {
+            Backend::Sqlite(store) => store.copy_out(text, params, max_bytes).await,
+            Backend::Postgres(_) => {
+                Err(Error::new(ErrorKind::Unsupported, "rows of PostgreSQL are not copied out: query them"))
+            }
         }
     }
 

@@ -290,7 +290,7 @@ impl Host {
     }
 
     /// Compiling takes the processor for a while, which belongs to nobody's call.
-    async fn load_aside(&self, name: &str) -> Result<Plugin> {
+    pub(super) async fn load_aside(&self, name: &str) -> Result<Plugin> {
         let (engine, directory, name) = (self.engine.clone(), self.plugins_directory.clone(), name.to_owned());
         let (bounds, pins) = (self.bounds(), self.pins()?);
         let load = move || Handle::current().block_on(plugin::load(&engine, &directory, &name, &bounds, pins.as_ref()));

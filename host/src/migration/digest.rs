@@ -10,7 +10,7 @@ use larder_model::Entity;
 use larder_model::json::{self, Members};
 use sha2::{Digest as _, Sha256};
 
-use super::pages::{broke_off, read_ahead};
+use super::pages::{broke_off, read_ahead, side_by_side};
 use crate::error::Result;
 use crate::repository::Repository;
 
@@ -184,10 +184,10 @@ pub(super) async fn of(
     let definition = repository.collection(collection)?;
     let mut digest = Digest::default();
     let mut pages = read_ahead(repository, collection, workers);
-    // Two pages at once, on threads of their own: parsing takes longer than reading.
+    // Pages at once, on threads of their own: parsing takes longer than reading.
     let mut parsing = VecDeque::new();
     loop {
-        if parsing.len() < 2
+        if parsing.len() <= side_by_side(workers) as usize
             && let Some(page) = pages.recv().await
         {
             let (mut page, repository, definition) = (page?.entities, repository.clone(), definition.clone());

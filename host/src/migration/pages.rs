@@ -13,6 +13,10 @@ use crate::repository::{PAGE_BYTES_MAX, Progress, Repository};
 /// Pages that are there already while others are read: whoever takes them need not wait.
 const PAGES_AHEAD: usize = 2;
 
+/// Bytes of bodies in a page of a store that is here: small enough that whoever works on pages waits neither for the first nor,
+/// beside an idle core, for the last for long. A server is asked for as many as a reply holds, because each question takes time.
+const LOCAL_PAGE_BYTES: u32 = 1 << 20;
+
 /// Bytes of a source that are held in memory between its validation and the move.
 const HELD_BYTES_MAX: usize = 48 << 20;
 
@@ -147,9 +151,10 @@ fn read_segment(
     let (repository, collection, last_word) = (repository.clone(), collection.to_owned(), sender.clone());
     let reading = tokio::spawn(async move {
         let mut progress = Progress::default();
+        let page_bytes = if repository.is_remote() { PAGE_BYTES_MAX } else { LOCAL_PAGE_BYTES };
         while let Ok(room) = sender.reserve().await {
             let cursor = from.cursor.as_deref();
-            let read = patiently(|| repository.scan(&collection, segment, segments, cursor, PAGE_BYTES_MAX)).await;
+            let read = patiently(|| repository.scan(&collection, segment, segments, cursor, page_bytes)).await;
             let read = read.and_then(|batch| {
                 progress.turn(&repository, batch.next.as_deref())?;
                 Ok(batch)

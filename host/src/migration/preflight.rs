@@ -252,7 +252,8 @@ impl Migration<'_> {
         // Pages are looked at side by side, and judged in the order in which they were read.
         let mut looking = VecDeque::new();
         loop {
-            if looking.len() < side_by_side(self.options.workers) as usize
+            // One more than there are cores, so that none waits for this task, which judges meanwhile.
+            if looking.len() <= side_by_side(self.options.workers) as usize
                 && let Some(page) = pages.recv().await
             {
                 let mut page = page?;

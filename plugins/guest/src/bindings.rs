@@ -9,8 +9,8 @@ use larder_model::{self as model, Error, ErrorKind, filter};
 
 use crate::{
     Attribute, Capacity, Connections, Dialect, Dynamodb, Expression, FileStat, Files, IndexStatus, Item, ItemAction,
-    ItemPage, ItemQuery, ItemScan, KeySchema, LockMode, Rows, Sql, SqlTransaction, SqlValue, Strategy, TableSpec,
-    TableStatus, Written,
+    ItemPage, ItemQuery, ItemScan, KeySchema, LockMode, Packed, Rows, Sql, SqlTransaction, SqlValue, Strategy,
+    TableSpec, TableStatus, Written,
 };
 
 /// What `wit/` says, as Rust.
@@ -376,6 +376,11 @@ impl Sql for HostSql {
 
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         sql::query(&statement_out(text, params), max_bytes).map(rows_in).map_err(error_in)
+    }
+
+    fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed> {
+        let packed = sql::copy_out(&statement_out(text, params), max_bytes).map_err(error_in)?;
+        Ok(Packed { cells: packed.cells, more: packed.more })
     }
 
     fn begin(&self, isolation: Option<model::Isolation>, read_only: bool) -> Result<Self::Transaction> {

@@ -84,6 +84,15 @@ pub struct Rows {
     pub more: bool,
 }
 
+/// Rows in one piece, in the form that `wit/sql.wit` tells.
+#[derive(Debug, Clone, Default)]
+pub struct Packed {
+    /// Row by row, cell by cell.
+    pub cells: Vec<u8>,
+    /// Cut at the bound.
+    pub more: bool,
+}
+
 /// The host's connections to the database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Connections {
@@ -107,6 +116,7 @@ pub trait Sql {
     fn free_space(&self) -> Result<Option<u64>>;
     fn connections(&self) -> Connections;
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows>;
+    fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed>;
     fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<Self::Transaction>;
     fn begin_bulk(&self) -> Result<Self::Transaction>;
     fn sync(&self) -> Result<()>;

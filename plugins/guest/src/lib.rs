@@ -12,8 +12,8 @@ mod strategy;
 
 pub use capability::{
     Attribute, Capacity, Connections, Dialect, Dynamodb, Expression, FileStat, Files, IndexStatus, Item, ItemAction,
-    ItemPage, ItemQuery, ItemScan, KeySchema, LockMode, Rows, Sql, SqlTransaction, SqlValue, TableSpec, TableStatus,
-    Written,
+    ItemPage, ItemQuery, ItemScan, KeySchema, LockMode, Packed, Rows, Sql, SqlTransaction, SqlValue, TableSpec,
+    TableStatus, Written,
 };
 pub use larder_model as model;
 pub use strategy::Strategy;

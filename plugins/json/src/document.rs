@@ -3,17 +3,18 @@
 //! A document is read in one pass, through a buffer, that checks every byte of it as JSON and keeps the place of each
 //! entity. Its text stays on the disk; an entity is read when somebody asks for it.
 
-use std::rc::Rc;
+use std::{cell::OnceCell, rc::Rc};
 
 use flate2::Crc;
 use larder_guest::{FileStat, Files};
 use larder_model::{Error, Result, json::quoted};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
     index::{Entities, Place, Reading},
-    reader::{Form, Pieces},
+    plain,
+    reader::{Form, Pieces, changed},
 };
 
 /// What the name of a compressed document ends with.
@@ -43,7 +44,47 @@ pub(crate) struct Source {
     pub(crate) stat: FileStat,
     pub(crate) form: Form,
     /// Of its text.
-    pub(crate) fingerprint: Fingerprint,
+    bytes: u64,
+    /// Of its text, once somebody wanted to know.
+    crc32: OnceCell<u32>,
+}
+
+impl Source {
+    pub(crate) fn new(path: String, stat: FileStat, form: Form, fingerprint: Fingerprint) -> Source {
+        let Fingerprint { bytes, crc32 } = fingerprint;
+        Source { path, stat, form, bytes, crc32: crc32.into() }
+    }
+
+    /// Of the text that was read. Most who read a document never ask for it; then the file is read once more.
+    fn fingerprint(&self, files: &impl Files) -> Result<Fingerprint> {
+        let bytes = self.bytes;
+        if let Some(&crc32) = self.crc32.get() {
+            return Ok(Fingerprint { bytes, crc32 });
+        }
+        let is_there = || Ok::<_, Error>(files.stat(&self.path)? == Some(self.stat));
+        let crc = if is_there()? { self.crc(files) } else { return Err(changed(&self.path)) };
+        // Of a text that is another one meanwhile nothing is said.
+        match is_there()? {
+            true => {
+                let crc32 = crc?;
+                Ok(Fingerprint { bytes, crc32: *self.crc32.get_or_init(|| crc32) })
+            }
+            false => Err(changed(&self.path)),
+        }
+    }
+
+    fn crc(&self, files: &impl Files) -> Result<u32> {
+        let (mut pieces, mut crc) = (Pieces::new(files, &self.path, self.stat.size), Crc::new());
+        while let Some(piece) = pieces.next()? {
+            crc.update(&piece);
+        }
+        Ok(crc.sum())
+    }
+
+    /// Whether it is the text that a journal was begun for.
+    pub(crate) fn is_of(&self, text: Fingerprint, files: &impl Files) -> Result<bool> {
+        Ok(self.bytes == text.bytes && self.fingerprint(files)? == text)
+    }
 }
 
 /// What is known of the file.
@@ -101,8 +142,13 @@ impl Document {
     }
 
     /// Of the text that was read; none where there is no file.
-    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
-        self.source().map(|source| source.fingerprint)
+    pub(crate) fn fingerprint(&self, files: &impl Files) -> Result<Option<Fingerprint>> {
+        self.source().map(|source| source.fingerprint(files)).transpose()
+    }
+
+    /// Bytes of the text that was read.
+    pub(crate) fn text_bytes(&self) -> u64 {
+        self.source().map_or(0, |source| source.bytes)
     }
 
     pub(crate) fn forget(&mut self) {
@@ -129,18 +175,22 @@ impl Document {
         }
     }
 
-    /// Reads the file, as `path` and `stat` have it, without what the journal has for it.
+    /// Reads the file, as `path` and `stat` have it, without what the journal has for it. Where somebody is about to want its
+    /// fingerprint, that is made on the way.
     pub(crate) fn read(
         &mut self,
         files: &impl Files,
         path: String,
         stat: FileStat,
         is_wanted: &dyn Fn(&str) -> bool,
+        wants_fingerprint: bool,
     ) -> Result<()> {
         self.forget();
-        let (members, form, fingerprint) = scan(files, &path, stat.size, &self.content, is_wanted)?;
+        let crc = wants_fingerprint.then(Crc::new);
+        let (members, form, bytes, crc) = scan(files, &path, stat.size, &self.content, is_wanted, crc)?;
+        let crc32 = crc.map_or_else(OnceCell::new, |crc| crc.sum().into());
         self.members = members;
-        self.known = Known::Read(Source { path, stat, form, fingerprint });
+        self.known = Known::Read(Source { path, stat, form, bytes, crc32 });
         Ok(())
     }
 
@@ -180,7 +230,8 @@ impl Document {
     }
 }
 
-/// Reads a document's text from its beginning to its end.
+/// Reads a document's text from its beginning to its end; answers what stands in it, how it lies in its file, how long it is,
+/// and `crc` with all of it.
 ///
 /// # Errors
 /// `corrupt` with file, line and column.
@@ -190,15 +241,10 @@ fn scan(
     size: u64,
     content: &Content,
     is_wanted: &dyn Fn(&str) -> bool,
-) -> Result<(Vec<Member>, Form, Fingerprint)> {
-    let mut scanner = Scanner {
-        pieces: Pieces::new(files, path, size),
-        buffer: Vec::new(),
-        start: 0,
-        at: 0,
-        ended: false,
-        crc: Crc::new(),
-    };
+    crc: Option<Crc>,
+) -> Result<(Vec<Member>, Form, u64, Option<Crc>)> {
+    let mut scanner =
+        Scanner { pieces: Pieces::new(files, path, size), buffer: Vec::new(), start: 0, at: 0, ended: false, crc };
     let scanned = match content {
         Content::Collections => scanner.collections(is_wanted),
         Content::Entities(name) => {
@@ -208,8 +254,8 @@ fn scan(
     let ended = scanned.and_then(|members| scanner.end().map(|()| members));
     match ended {
         Ok(members) => {
-            let fingerprint = Fingerprint { bytes: scanner.position(), crc32: scanner.crc.sum() };
-            Ok((members, scanner.pieces.into_form(), fingerprint))
+            let bytes = scanner.position();
+            Ok((members, scanner.pieces.into_form(), bytes, scanner.crc))
         }
         Err(Stop::Fault(error)) => Err(error),
         Err(Stop::Damage { at: 0, .. }) if scanner.ended && scanner.position() == 0 => {
@@ -257,7 +303,8 @@ impl From<Error> for Stop {
 
 type Scan<T> = std::result::Result<T, Stop>;
 
-/// Walks over the frame of a document, which is objects in objects, and has serde_json read what stands in it.
+/// Walks over the frame of a document, which is objects in objects. What stands in it is stepped over where it is plain, and
+/// read by serde_json where it is not.
 struct Scanner<'a, F: Files> {
     pieces: Pieces<'a, F>,
     buffer: Vec<u8>,
@@ -266,7 +313,7 @@ struct Scanner<'a, F: Files> {
     /// Where in the buffer the next token is looked for.
     at: usize,
     ended: bool,
-    crc: Crc,
+    crc: Option<Crc>,
 }
 
 impl<F: Files> Scanner<'_, F> {
@@ -292,7 +339,9 @@ impl<F: Files> Scanner<'_, F> {
                     return Ok(());
                 }
                 Some(piece) => {
-                    self.crc.update(&piece);
+                    if let Some(crc) = &mut self.crc {
+                        crc.update(&piece);
+                    }
                     if self.buffer.is_empty() {
                         self.buffer = piece;
                     } else {
@@ -386,25 +435,29 @@ impl<F: Files> Scanner<'_, F> {
         }
     }
 
-    fn name<T: DeserializeOwned>(&mut self, what: &str) -> Scan<T> {
+    fn name(&mut self, what: &str) -> Scan<Rc<str>> {
         if !matches!(self.peek()?, Some(b'"') | None) {
             return self.damage(format!("expected {what}"));
+        }
+        if let Some(name) = plain::string(&self.buffer[self.at..]) {
+            self.at += name.len() + 2;
+            return Ok(name.into());
         }
         let read = |rest: &[u8], _| {
             let mut names = serde_json::Deserializer::from_slice(rest).into_iter();
             (names.next(), names.byte_offset())
         };
-        let (name, len) = self.next(read, what)?;
+        let (name, len): (Box<str>, _) = self.next(read, what)?;
         self.at += len;
-        Ok(name)
+        Ok(name.into())
     }
 
     /// Steps over an object, calling `member` behind each name and colon.
-    fn object<N: DeserializeOwned>(
+    fn object(
         &mut self,
         what: &str,
         name: &str,
-        mut member: impl FnMut(&mut Self, N, u64) -> Scan<()>,
+        mut member: impl FnMut(&mut Self, Rc<str>, u64) -> Scan<()>,
     ) -> Scan<()> {
         self.expect(b'{', what)?;
         if self.peek()? == Some(b'}') {
@@ -431,8 +484,8 @@ impl<F: Files> Scanner<'_, F> {
 
     fn collections(&mut self, is_wanted: &dyn Fn(&str) -> bool) -> Scan<Vec<Member>> {
         let mut members: Vec<Member> = Vec::new();
-        self.object("an object of collections", "the name of a collection", |scanner, name: String, at| {
-            if members.iter().any(|member| member.name == name) {
+        self.object("an object of collections", "the name of a collection", |scanner, name, at| {
+            if members.iter().any(|member| member.name == *name) {
                 return Err(Stop::Damage { at, what: format!("the collection {} is there twice", quoted(&name)) });
             }
             let held = if is_wanted(&name) {
@@ -444,19 +497,30 @@ impl<F: Files> Scanner<'_, F> {
                 };
                 scanner.value(unread, "a value")?
             };
-            members.push(Member { name, held });
+            members.push(Member { name: name.as_ref().to_owned(), held });
             Ok(())
         })?;
         Ok(members)
     }
 
+    /// Steps over an entity.
+    fn place(&mut self) -> Scan<Place> {
+        self.peek()?;
+        let place = |start, len: usize| Some(Place::in_document(start, u32::try_from(len).ok()?));
+        if let Some(len) = plain::object(&self.buffer[self.at..])
+            && let Some(place) = place(self.position(), len)
+        {
+            self.at += len;
+            return Ok(place);
+        }
+        self.value(|raw, start| place(start, raw.get().len()), "an entity of less than 4 GiB")
+    }
+
     fn entities(&mut self, collection: &str) -> Scan<Entities> {
         let mut entities = Reading::default();
         let what = format!("the collection {} as an object of entities", quoted(collection));
-        self.object(&what, "the id of an entity", |scanner, id: Box<str>, at| {
-            let place = |raw: &RawValue, start| Some(Place::in_document(start, u32::try_from(raw.get().len()).ok()?));
-            let place = scanner.value(place, "an entity of less than 4 GiB")?;
-            let id: Rc<str> = id.into();
+        self.object(&what, "the id of an entity", |scanner, id, at| {
+            let place = scanner.place()?;
             if entities.add(id.clone(), place) {
                 return Ok(());
             }

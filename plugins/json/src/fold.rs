@@ -102,7 +102,7 @@ impl<F: Files> JsonStore<F> {
         let committed = self.files.replacement_commit(replacement, keep_old_as, true);
         match committed {
             Ok(stat) => {
-                self.documents[document].install(written, changes, Source { path, stat, form, fingerprint });
+                self.documents[document].install(written, changes, Source::new(path, stat, form, fingerprint));
                 Ok(())
             }
             Err(error) => {

@@ -13,6 +13,7 @@ mod fold;
 mod gzip;
 mod index;
 mod journal;
+mod plain;
 mod reader;
 mod restore;
 mod store;

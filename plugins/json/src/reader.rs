@@ -35,7 +35,7 @@ pub(crate) struct Block {
 }
 
 /// The file is not what it was when it was looked at: whoever called looks again.
-fn changed(path: &str) -> Error {
+pub(crate) fn changed(path: &str) -> Error {
     Error::new(ErrorKind::Unavailable, format!("{path} changes while it is read"))
 }
 

@@ -126,7 +126,7 @@ impl<F: Files> JsonStore<F> {
     fn read_aside(&self, document: usize, path: &str, stat: FileStat) -> Result<Document> {
         let document = &self.documents[document];
         let mut aside = Document::new(document.name.clone(), document.content.clone());
-        aside.read(&self.files, path.to_owned(), stat, &|name| self.collections.contains_key(name))?;
+        aside.read(&self.files, path.to_owned(), stat, &|name| self.collections.contains_key(name), false)?;
         Ok(aside)
     }
 

@@ -307,7 +307,7 @@ impl<F: Files> JsonStore<F> {
             &self.files,
             &self.journal_path,
             stat,
-            |base| follow_base(&mut documents.borrow_mut(), base),
+            |base| follow_base(&self.files, &mut documents.borrow_mut(), base),
             |line| follow_line(&mut documents.borrow_mut(), &mut journalled.borrow_mut(), &line),
         );
         match read {
@@ -351,13 +351,17 @@ impl<F: Files> JsonStore<F> {
         };
         let (collections, journalled) = (&self.collections, &self.journalled);
         let is_wanted = |name: &str| collections.contains_key(name) || journalled.contains(name);
-        self.documents[document].read(&self.files, path, stat, &is_wanted)
+        let is_in_journal =
+            self.journal.as_ref().is_some_and(|it| it.bases.contains_key(&self.documents[document].name));
+        // Most who have the lock are about to write.
+        let wants_fingerprint = is_in_journal || self.holds_lock.get();
+        self.documents[document].read(&self.files, path, stat, &is_wanted, wants_fingerprint)
     }
 
     fn lay_journal_over(&mut self, document: usize) -> Result<()> {
         let Some(journal) = &self.journal else { return Ok(()) };
         let Some((base, from)) = journal.bases.get(&self.documents[document].name) else { return Ok(()) };
-        let is_laid_over = base.text == self.documents[document].fingerprint();
+        let is_laid_over = base.text == self.documents[document].fingerprint(&self.files)?;
         let (from, end) = (*from, FileStat { size: journal.end, ..journal.stat });
         let target = RefCell::new(&mut self.documents[document]);
         // Where the document is not the one that the journal's commits belong to: what they come to.
@@ -807,7 +811,7 @@ impl<F: Files> JsonStore<F> {
         let mut appendix = Appendix::new(self.journal.as_ref(), clock::unique_now);
         for &i in documents {
             let document = &self.documents[i];
-            let text = document.fingerprint();
+            let text = document.fingerprint(&self.files)?;
             let base = self.journal.as_ref().and_then(|journal| journal.bases.get(&document.name));
             // Of a document that was folded on its own, what stands in the journal is in it.
             if base.is_none_or(|(base, _)| base.text != text) {
@@ -887,7 +891,7 @@ impl<F: Files> JsonStore<F> {
     pub(crate) fn has_outgrown(&self) -> bool {
         let Some(journal) = &self.journal else { return false };
         let folded = self.documents.iter().filter(|document| document.has_journal);
-        let size: u64 = folded.filter_map(|document| Some(document.fingerprint()?.bytes)).sum();
+        let size: u64 = folded.map(Document::text_bytes).sum();
         journal.end > size.max(self.config.write_buffer_size as u64).max(self.fold_from)
     }
 
@@ -1110,10 +1114,19 @@ impl<F: Files> JsonStore<F> {
 }
 
 /// A document that the journal begins to have commits of.
-fn follow_base(documents: &mut Vec<Document>, base: &Base) {
+fn follow_base(files: &impl Files, documents: &mut Vec<Document>, base: &Base) {
     match documents.iter_mut().find(|document| document.name == base.document) {
-        Some(document) if !matches!(document.known, Known::Nothing) && document.fingerprint() == base.text => {}
-        Some(document) => document.forget(),
+        Some(document) => {
+            // Whatever is wrong with it shows when it is read again.
+            let is_the_same = match (&document.known, base.text) {
+                (Known::Read(source), Some(text)) => source.is_of(text, files).unwrap_or(false),
+                (Known::Absent, None) => true,
+                _ => false,
+            };
+            if !is_the_same {
+                document.forget();
+            }
+        }
         // Another process knows of more collections.
         None => documents.push(Document::new(base.document.clone(), base.content())),
     }

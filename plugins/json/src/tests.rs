@@ -776,6 +776,35 @@ fn a_bulk_load_writes_the_document_once_whatever_the_batch() {
 }
 
 #[test]
+fn who_has_only_read_a_document_writes_to_it_and_follows_others() {
+    for config in [r#"{"write_buffer_size": 100000}"#, r#"{"write_buffer_size": 100000, "enable_compression": true}"#] {
+        let place = place();
+        let mut first = place.open(config);
+        save(&mut first, "requests", "a", "");
+        first.close().unwrap();
+        let (mut writer, mut reader, mut late) = (place.open(config), place.open(config), place.open(config));
+        for store in [&mut writer, &mut reader, &mut late] {
+            assert!(get(store, "requests", "a").is_some());
+        }
+        save(&mut writer, "requests", "b", "");
+        assert!(place.names().iter().any(|name| name.ends_with(".journal")), "it is not folded yet");
+        for store in [&mut reader, &mut place.open(config)] {
+            assert_eq!(store.count("requests", None).unwrap(), Some(2));
+            assert!(get(store, "requests", "a").is_some() && get(store, "requests", "b").is_some());
+        }
+        save(&mut reader, "requests", "c", "");
+        assert!(get(&mut writer, "requests", "c").is_some());
+        // The one that looks again last finds a document that both are folded into.
+        writer.close().unwrap();
+        assert_eq!(late.count("requests", None).unwrap(), Some(3));
+        save(&mut late, "requests", "d", "");
+        assert_eq!(reader.count("requests", None).unwrap(), Some(4));
+        reader.close().unwrap();
+        assert_eq!(place.open(config).count("requests", None).unwrap(), Some(4));
+    }
+}
+
+#[test]
 fn an_edit_beside_a_journal_is_refused_until_somebody_chooses() {
     for (choice, has_edit, has_commit) in [
         (DOCUMENT.to_owned(), true, false),

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use memchr::{memchr2, memmem};
+use memchr::{memchr2, memrchr_iter};
 use serde::{
     Deserializer as _,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -42,31 +42,32 @@ pub(crate) fn compact(value: &[u8]) -> Vec<u8> {
 /// [`compact`] and [`version`] of a body, which for most bodies takes a glance: they are written without white space, and
 /// hold scalars.
 pub(crate) fn compact_with_version(value: &[u8], member: &str) -> (Vec<u8>, u64) {
-    let (mut spaces, mut openings, mut escapes) = (0_u32, 0_u32, 0_u32);
-    for &byte in value {
-        spaces += u32::from(matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
-        openings += u32::from(byte == b'{') + 2 * u32::from(byte == b'[');
-        escapes += u32::from(byte == b'\\');
+    let (first, rest) = value.split_first().map_or((0, value), |(first, rest)| (*first, rest));
+    // Without a branch, so that many bytes are looked at together.
+    let (mut has_space, mut is_odd) = (first.is_ascii_whitespace(), first != b'{');
+    for &byte in rest {
+        has_space |= matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+        is_odd |= matches!(byte, b'{' | b'[' | b'\\');
     }
-    let compact = if spaces == 0 { value.to_vec() } else { compact(value) };
+    let compact = if has_space { compact(value) } else { value.to_vec() };
     // A name that could stand between the quotes of two other texts is looked for in earnest.
-    let is_odd = member.contains('"') || member.starts_with([',', ':']);
-    let is_flat = openings == 1 && escapes == 0 && value.first() == Some(&b'{') && !is_odd;
-    let version = match is_flat {
-        true => version_of_flat(&compact, member),
-        false => version(value, member),
+    is_odd |= member.contains('"') || member.starts_with([',', ':']);
+    let version = match is_odd {
+        true => version(value, member),
+        false => version_of_flat(&compact, member.as_bytes()),
     };
     (compact, version)
 }
 
 /// The version in an object without white space, without an object or array in it, and without an escape: then the name
 /// between quotes and before a colon can be nothing but the name of the member. Of two, the last one counts.
-fn version_of_flat(body: &[u8], member: &str) -> u64 {
-    let found = memmem::rfind_iter(body, member).find_map(|at| {
-        let value = body[at + member.len()..].strip_prefix(b"\":")?;
-        body[..at].ends_with(b"\"").then_some(value)
-    });
-    let Some(value) = found else { return 0 };
+fn version_of_flat(body: &[u8], member: &[u8]) -> u64 {
+    let is_name = |before: &[u8]| {
+        let name = before.strip_suffix(b"\"").and_then(|before| before.strip_suffix(member));
+        name.is_some_and(|before| before.ends_with(b"\""))
+    };
+    let Some(colon) = memrchr_iter(b':', body).find(|at| is_name(&body[..*at])) else { return 0 };
+    let value = &body[colon + 1..];
     let end = value.iter().position(|byte| matches!(byte, b',' | b'}')).unwrap_or(value.len());
     std::str::from_utf8(&value[..end]).ok().and_then(usable).unwrap_or(0)
 }
@@ -220,6 +221,8 @@ mod tests {
         for (body, expected) in [
             (r#"{"a":{"version":9},"version": 7 }"#, 7),
             (r#"{"versio\u006e":3}"#, 3),
+            (r#" {"version":3}"#, 3),
+            ("", 0),
             (r#" { "a" : [ "version" , { "version" : 9 } , [ 1 ] ] , "version" : 7 , "b" : "version" } "#, 7),
             (r#"{"a":"\" :,{","version":7}"#, 7),
             (r#"{"a":"version","b":"{:","my version":9,"version":7,"versions":8}"#, 7),

@@ -1,6 +1,6 @@
 //! A database to ask: by itself, or inside a transaction. What reads and writes rows need not know which.
 
-use larder_guest::{Dialect, Rows, Sql, SqlTransaction, SqlValue};
+use larder_guest::{Dialect, Packed, Rows, Sql, SqlTransaction, SqlValue};
 use larder_model::{Error, ErrorKind, Result};
 
 /// The largest reply that is asked for at once.
@@ -12,6 +12,9 @@ pub(crate) trait Database {
 
     /// A statement that fails is undone alone, which on PostgreSQL takes two more questions.
     fn attempt(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows>;
+
+    /// Many rows of SQLite in one piece; only outside of a transaction.
+    fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed>;
 
     /// Only inside a transaction. A bulk load of SQLite may append the rows with what comes next.
     fn copy_in(&self, table: &str, columns: &[&str], data: &[u8]) -> Result<u64>;
@@ -29,6 +32,10 @@ impl<S: Sql> Database for Alone<'_, S> {
         self.0.query(text, params, max_bytes)
     }
 
+    fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed> {
+        self.0.copy_out(text, params, max_bytes)
+    }
+
     fn copy_in(&self, _table: &str, _columns: &[&str], _data: &[u8]) -> Result<u64> {
         Err(Error::new(ErrorKind::Unsupported, "rows are copied into a table in a transaction only"))
     }
@@ -44,6 +51,10 @@ impl<T: SqlTransaction> Database for Inside<'_, T> {
 
     fn attempt(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         self.0.attempt(text, params, max_bytes)
+    }
+
+    fn copy_out(&self, _text: &str, _params: Vec<SqlValue>, _max_bytes: u32) -> Result<Packed> {
+        Err(Error::new(ErrorKind::Unsupported, "rows are copied out of a table outside of transactions only"))
     }
 
     fn copy_in(&self, table: &str, columns: &[&str], data: &[u8]) -> Result<u64> {

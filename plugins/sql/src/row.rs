@@ -138,7 +138,7 @@ pub(crate) fn entity(table: &Table, row: &[SqlValue]) -> Result<Entity> {
             }
             (_, SqlValue::Text(text)) => {
                 begin(&mut body, &column.member);
-                write_text(&mut body, text);
+                json::write_text(text, &mut body);
             }
             (_, SqlValue::Integer(value)) => {
                 if is_version {
@@ -176,7 +176,7 @@ fn taken(map: &mut Map<String, Value>, name: &str) -> Option<Value> {
 /// A member's name as it stands before its value.
 pub(crate) fn name(name: &str) -> String {
     let mut text = Vec::new();
-    write_text(&mut text, name);
+    json::write_text(name, &mut text);
     text.push(b':');
     utf8(text)
 }
@@ -190,10 +190,6 @@ pub(crate) fn begin(body: &mut Vec<u8>, name: &str) {
 fn member(body: &mut Vec<u8>, name: &str, value: &Value) {
     begin(body, name);
     serde_json::to_writer(body, value).expect("text keys and a vector cannot fail");
-}
-
-pub(crate) fn write_text(body: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(body, text).expect("a vector cannot fail");
 }
 
 /// An entity's members, for those who have to look at it.

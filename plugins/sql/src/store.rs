@@ -30,9 +30,6 @@ pub(crate) const ENTITY_BYTES_MAX: usize = 16 << 20;
 /// The most rows that one statement asks for.
 pub(crate) const PAGE_ROWS_MAX: u32 = 10_000;
 
-/// Fewer rows than this are not worth packing.
-const PACKED_ROWS_MIN: usize = 50;
-
 /// The most rows whose columns do not say all that a count looks at one by one.
 const COUNTED_ROWS_MAX: usize = 1_000;
 
@@ -599,45 +596,39 @@ fn count(table: &Table, complete: &Complete, database: &dyn Database, filter: Op
 /// The segment that a row belongs to, by its key alone, so that it stays what it is while others write.
 fn segment_of(table: &Table, segments: u32) -> String {
     match table.dialect {
-        // By the last characters, which differ most.
-        Dialect::Sqlite => {
-            let last = |n: u32| format!("coalesce(unicode(substr({}, -{n}, 1)), 0)", table.key);
-            format!("({} + 7 * {} + 31 * {}) % {segments}", last(1), last(2), last(3))
-        }
+        // A key that is NULL is in a segment too, so that somebody finds it.
+        Dialect::Sqlite => format!("coalesce(crc32({}), 0) % {segments}", table.key),
         Dialect::Postgres => format!("mod(abs(hashtext({})::bigint), {segments})", table.key),
     }
 }
 
 /// The first entities of a scan, and whether there are more.
 fn scan_page(table: &Table, database: &dyn Database, from: &Statement, max_bytes: u32) -> Result<(Vec<Entity>, bool)> {
-    // How large entities are is seen from the first; those that differ much from it come one by one.
+    // How large entities are is seen from the first.
     let first = format!("SELECT {}{} LIMIT 1", table.select, from.text);
     let first = database.query(&first, from.params.clone(), max_bytes)?;
+    if first.cells.is_empty() {
+        return Ok((Vec::new(), false));
+    }
     let row_bytes: usize = first.cells.iter().map(cell_bytes).sum();
     let entity_bytes = entities(table, &first.cells)?.first().map_or(0, |entity| entity.body.len());
     let rows_max = (max_bytes as usize / row_bytes.max(entity_bytes).max(1)).clamp(1, PAGE_ROWS_MAX as usize);
-    // A power of two, so that there are few different statements to prepare.
-    let rows_max = 1_usize << rows_max.ilog2();
-    if rows_max >= PACKED_ROWS_MIN && table.dialect == Dialect::Sqlite {
-        let packed = packed::select(table, &format!("{} LIMIT {rows_max}", from.text));
-        // A blob cannot be packed, nor a text that is not UTF-8, nor rows that are too large together: below they come
-        // one by one, and whatever is wrong with one of them is said of that one.
-        if let Ok(rows) = database.query(&packed, from.params.clone(), max_bytes)
-            && let Some(entities) = packed::entities(table, &rows.cells)?
-        {
-            let is_cut = entities.len() == rows_max;
-            return Ok((entities, is_cut));
-        }
+    if table.dialect == Dialect::Sqlite {
+        let mut statement = table.statement(format!("SELECT {}{}", table.select, from.text));
+        statement.params.clone_from(&from.params);
+        statement.text(" LIMIT ").param(SqlValue::Integer(rows_max as i64));
+        let rows = database.copy_out(&statement.text, statement.params, max_bytes)?;
+        let entities = packed::entities(table, &rows.cells)?;
+        let is_cut = rows.more || entities.len() == rows_max;
+        return Ok((entities, is_cut));
     }
-    // PostgreSQL sends every row that was asked for, also those behind the bound.
-    let limit = match table.dialect {
-        Dialect::Sqlite => PAGE_ROWS_MAX as usize,
-        Dialect::Postgres => rows_max,
-    };
-    let text = format!("SELECT {}{} LIMIT {limit}", table.select, from.text);
+    // A power of two, so that there are few different statements to prepare. PostgreSQL sends every row that was asked for,
+    // also those behind the bound.
+    let rows_max = 1_usize << rows_max.ilog2();
+    let text = format!("SELECT {}{} LIMIT {rows_max}", table.select, from.text);
     let rows = database.query(&text, from.params.clone(), max_bytes)?;
     let entities = entities(table, &rows.cells)?;
-    let is_cut = rows.more || entities.len() == limit;
+    let is_cut = rows.more || entities.len() == rows_max;
     Ok((entities, is_cut))
 }
 

@@ -512,9 +512,10 @@ fn what_cannot_be_read_is_corrupt_and_names_its_place(place: Place) {
         let mut fixture = open(place, "{}", typed());
         fixture.store.prepare(false, false).unwrap();
         fixture.by_hand(statement);
-        // By few rows at once, and by so many that they come packed.
-        for max_bytes in [1000, 1 << 20] {
-            let error = fixture.store.scan("typed", 0, 1, None, max_bytes).unwrap_err();
+        // As a whole, and in the segment that it is in.
+        for segments in [1, 2] {
+            let mut scans = (0..segments).map(|segment| fixture.store.scan("typed", segment, segments, None, 1 << 20));
+            let error = scans.find_map(Result::err).expect("it is in some segment");
             assert_eq!(error.kind, ErrorKind::Corrupt, "{statement}");
             assert!(error.message.contains("`typed`") && error.message.contains(at), "{error}");
         }

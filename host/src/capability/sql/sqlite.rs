@@ -13,6 +13,7 @@ use std::{
     fs::{self, OpenOptions},
     io,
     path::{Path, PathBuf},
+    ptr::NonNull,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -22,6 +23,7 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt};
 use larder_model::{Error, ErrorKind, Result, Retry};
+use libsqlite3_sys as ffi;
 use sqlx::{
     Arguments, AssertSqlSafe, ConnectOptions, Connection, Decode, Either, Executor, Row, Sqlite, TypeInfo, ValueRef,
     sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow, SqliteSynchronous},
@@ -30,7 +32,7 @@ use sqlx::{
 use guard::{Checked, Refusal};
 
 use super::{
-    Connections, Rows, SqlValue,
+    Connections, Packed, Rows, SqlValue,
     pool::{self, Bounds, Connector},
     texts::CheckedTexts,
 };
@@ -326,15 +328,51 @@ impl Store {
         rows
     }
 
+    /// Runs a statement that only reads, and gives its rows in one piece.
+    pub(super) async fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed> {
+        let text = guard::screen(text).map_err(|refusal| self.refuse(refusal))?;
+        let opened = self.opened(false)?;
+        let pool = opened.as_ref().map_or(&self.empty, |opened| &opened.pool);
+        let mut lease = pool.lease().await?;
+        let (text, checked) = match self.check_text(lease.connection(), text).await {
+            Ok(checked) => checked,
+            Err(error) => {
+                lease.give_back();
+                return Err(error);
+            }
+        };
+        let fits = match checked.read_only {
+            true => has_params(checked, params.len()),
+            false => Err(Error::new(ErrorKind::Denied, "a statement that rows are copied out of only reads")),
+        };
+        if let Err(error) = fits {
+            lease.give_back();
+            return Err(error);
+        }
+        let (mut lease, packed) = self
+            .work_apart(lease, move |connection, goes_on| {
+                copy::read(connection, &text, &params, max_bytes as usize, goes_on)
+            })
+            .await?;
+        lease.give_back();
+        packed.map_err(|fault| self.told(fault))
+    }
+
     /// Begins a transaction. One that may write takes the write lock at once: taken later, it could find that what was
-    /// read is out of date, and could only fail.
+    /// read is out of date, and could only fail. One whose statements may take longer than others ends a bulk load: it has the
+    /// connection of those, and once it is committed, the log is moved into the file.
     pub(super) async fn begin(
         self: &Arc<Self>,
         read_only: bool,
         statement_time: Option<Duration>,
     ) -> Result<Transaction> {
         let opened = self.opened(!read_only)?;
-        let pool = opened.as_ref().map_or(&self.empty, |opened| &opened.pool);
+        let ends_load = !read_only && statement_time.is_some();
+        let pool = match &opened {
+            Some(opened) if ends_load => &opened.bulk,
+            Some(opened) => &opened.pool,
+            None => &self.empty,
+        };
         let mut lease = pool.lease().await?;
         if let Some(opened) = opened.as_ref().filter(|_| !read_only) {
             self.start_log(opened, lease.connection()).await;
@@ -352,7 +390,7 @@ impl Store {
             stage: Stage::Begun(lease),
             read_only,
             ended: false,
-            unsynced: None,
+            unsynced: opened.filter(|_| ends_load).map(|opened| opened.unsynced),
             deferred: None,
         })
     }
@@ -412,11 +450,8 @@ impl Store {
         arguments: &SqliteArguments,
     ) -> Result<(Arc<str>, Checked)> {
         let (text, checked) = self.check_text(connection, text).await?;
-        let (wanted, given) = (checked.params_count, arguments.len());
-        match wanted == given {
-            true => Ok((text, checked)),
-            false => Err(Error::invalid(format!("a statement of {wanted} parameters was given {given}"))),
-        }
+        has_params(checked, arguments.len())?;
+        Ok((text, checked))
     }
 
     async fn check_text(&self, connection: &mut SqliteConnection, text: &str) -> Result<(Arc<str>, Checked)> {
@@ -471,6 +506,53 @@ impl Store {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Works with SQLite itself, on a thread that nobody else needs: what somebody else's table does with a row may take any
+    /// time, and to wait for a lock may too. `work` is told whether anybody waits for it still. The connection is used again
+    /// only where this comes to its end.
+    async fn work_apart<T: Send + 'static>(
+        &self,
+        mut lease: Lease,
+        work: impl FnOnce(NonNull<ffi::sqlite3>, &dyn Fn() -> bool) -> std::result::Result<T, copy::Fault> + Send + 'static,
+    ) -> Result<(Lease, std::result::Result<T, copy::Fault>)> {
+        let limit = self.limit(&lease);
+        // Before whoever waits gives up: then it is known what became of it.
+        let deadline = Instant::now() + limit.saturating_sub(GRACE);
+        let is_given_up = Arc::new(AtomicBool::new(false));
+        let _give_up = GiveUp(Arc::clone(&is_given_up));
+        let runtime = tokio::runtime::Handle::current();
+        lease.broken = true;
+        let working = tokio::task::spawn_blocking(move || {
+            let worked = match runtime.block_on(lease.connection().lock_handle()) {
+                Ok(mut locked) => {
+                    let goes_on = || Instant::now() < deadline && !is_given_up.load(Ordering::Acquire);
+                    let work = || work(locked.as_raw_handle(), &goes_on);
+                    Ok(guard::until_given_up(Arc::clone(&is_given_up), work))
+                }
+                Err(error) => Err(error),
+            };
+            lease.broken = worked.is_err();
+            (lease, worked)
+        });
+        match tokio::time::timeout(limit, working).await {
+            Ok(Ok((lease, worked))) => {
+                let worked = worked.unwrap_or_else(|error| Err(copy::Fault::Contract(translate(&self.name, error))));
+                Ok((lease, worked))
+            }
+            Ok(Err(error)) => Err(Error::new(ErrorKind::Internal, format!("a statement broke off: {error}"))),
+            Err(_) => Err(took_too_long(&self.name)),
+        }
+    }
+
+    fn told(&self, fault: copy::Fault) -> Error {
+        match fault {
+            copy::Fault::Sqlite(code, message) | copy::Fault::Commit(code, message) => {
+                from_sqlite(&self.name, code, &message)
+            }
+            copy::Fault::Contract(error) => error,
+            copy::Fault::TookTooLong => took_too_long(&self.name),
         }
     }
 
@@ -614,9 +696,8 @@ impl Transaction {
         Ok(())
     }
 
-    /// On a thread that nobody else needs: what somebody else's table does with a row may take any time, and to wait for a
-    /// lock may too. What nobody waits for any more is not committed, unless it is being committed already. The caller sees to
-    /// it that the transaction has ended where this does not come to its end.
+    /// What nobody waits for any more is not committed, unless it is being committed already. The caller sees to it that the
+    /// transaction has ended where this does not come to its end.
     async fn append(&mut self, rows: copy::Rows, room: Option<Room>, commits: bool) -> Result<u64> {
         self.have_connection().await?;
         let store = &self.store;
@@ -629,50 +710,29 @@ impl Transaction {
             return Err(self.has_ended());
         };
         let begins = !std::mem::replace(&mut lease.in_transaction, true);
-        let limit = store.limit(&lease);
-        // Before whoever waits gives up: then it is known what became of it.
-        let deadline = Instant::now() + limit.saturating_sub(GRACE);
-        let is_given_up = Arc::new(AtomicBool::new(false));
-        let give_up = GiveUp(Arc::clone(&is_given_up));
-        let goes_on = move || Instant::now() < deadline && !is_given_up.load(Ordering::Acquire);
-        let runtime = tokio::runtime::Handle::current();
         let unsynced = self.unsynced.clone().filter(|_| commits);
-        lease.broken = true;
-        let appending = tokio::task::spawn_blocking(move || {
-            let appended = match runtime.block_on(lease.connection().lock_handle()) {
-                Ok(mut locked) => Ok(rows.append(locked.as_raw_handle(), begins, commits, &goes_on)),
-                Err(error) => Err(error),
-            };
+        let appending = store.work_apart(lease, move |connection, goes_on| {
+            let appended = rows.append(connection, begins, commits, goes_on);
             drop((rows, room));
-            lease.broken = appended.is_err();
             // Here, because it is committed also where nobody waits for it any more.
-            if let (Some(unsynced), Ok(Ok(_) | Err(copy::Fault::Commit(..)))) = (unsynced, &appended) {
+            if let (Some(unsynced), Ok(_) | Err(copy::Fault::Commit(..))) = (unsynced, &appended) {
                 unsynced.store(true, Ordering::Release);
             }
-            (lease, appended)
+            appended
         });
         let in_doubt = |error: Error| match commits {
             true => Error { retry: Retry::UnknownOutcome, ..error },
             false => error,
         };
-        let (mut lease, appended) = match tokio::time::timeout(limit, appending).await {
-            Ok(Ok(ended)) => ended,
-            Ok(Err(error)) => {
-                return Err(in_doubt(Error::new(ErrorKind::Internal, format!("appending rows broke off: {error}"))));
-            }
-            Err(_) => return Err(in_doubt(took_too_long(&store.name))),
-        };
-        drop(give_up);
-        lease.in_transaction = !(commits && matches!(appended, Ok(Ok(_))));
+        let (mut lease, appended) = appending.await.map_err(in_doubt)?;
+        lease.in_transaction = !(commits && appended.is_ok());
         self.stage = Stage::Begun(lease);
-        appended.map_err(|error| translate(&store.name, error))?.map_err(|fault| match fault {
-            copy::Fault::Sqlite(code, message) => from_sqlite(&store.name, code, &message),
-            copy::Fault::Commit(code, message) => match from_sqlite(&store.name, code, &message) {
-                error if error.kind == ErrorKind::Unavailable => in_doubt(error),
+        appended.map_err(|fault| {
+            let is_of_commit = matches!(fault, copy::Fault::Commit(..));
+            match store.told(fault) {
+                error if is_of_commit && error.kind == ErrorKind::Unavailable => in_doubt(error),
                 error => error,
-            },
-            copy::Fault::Contract(error) => error,
-            copy::Fault::TookTooLong => took_too_long(&store.name),
+            }
         })
     }
 
@@ -721,9 +781,16 @@ impl Transaction {
             unsynced.store(true, Ordering::Release);
         }
         lease.in_transaction = false;
+        let ends_load = lease.statement_time.is_some();
         self.store.restore_time(&mut lease).await;
-        lease.give_back();
-        Ok(())
+        if !ends_load {
+            lease.give_back();
+            return Ok(());
+        }
+        // Nobody was told that it would not be durable.
+        let synced = self.store.sync().await;
+        move_log(lease);
+        synced
     }
 
     pub(super) async fn rollback(self) -> Result<()> {
@@ -738,9 +805,7 @@ impl Transaction {
 
 /// Has SQLite end a statement that takes longer.
 async fn bound_statements(connection: &mut SqliteConnection, time: Duration) -> sqlx::Result<()> {
-    connection.lock_handle().await?.set_progress_handler(PROGRESS_INSTRUCTIONS, move || {
-        guard::running_since().is_none_or(|since| since.elapsed() < time)
-    });
+    connection.lock_handle().await?.set_progress_handler(PROGRESS_INSTRUCTIONS, move || guard::goes_on(time));
     Ok(())
 }
 
@@ -757,7 +822,9 @@ impl Connector for File {
     async fn connect(&self) -> Result<SqliteConnection> {
         let connecting = async {
             let mut connection = self.options.connect().await?;
-            guard::harden(connection.lock_handle().await?.as_raw_handle());
+            if !guard::harden(connection.lock_handle().await?.as_raw_handle()) {
+                return Err(sqlx::Error::Protocol("a connection cannot be set up".to_owned()));
+            }
             bound_statements(&mut connection, self.timeout).await?;
             Ok(connection)
         };
@@ -774,6 +841,25 @@ impl Connector for File {
     async fn close(connection: SqliteConnection) {
         let _ = connection.close().await;
     }
+}
+
+fn has_params(checked: Checked, given: usize) -> Result<()> {
+    let wanted = checked.params_count;
+    match wanted == given {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("a statement of {wanted} parameters was given {given}"))),
+    }
+}
+
+/// Moves what a bulk load left in the log into the file, while whoever made it goes on: else the last connection to close does
+/// it, and is waited for. Where it fails, that one does.
+fn move_log(mut lease: Lease) {
+    tokio::spawn(async move {
+        lease.broken = true;
+        let moved = lease.connection().execute("PRAGMA wal_checkpoint(PASSIVE)").await;
+        lease.broken = moved.is_err();
+        lease.give_back();
+    });
 }
 
 /// What SQLite says; a connection that does not answer is taken for one that is, and then nothing can be done with it.
@@ -943,7 +1029,6 @@ fn translate(name: &str, error: sqlx::Error) -> Error {
 
 /// SQLite's result codes. Its messages name tables and columns, and never a path.
 fn from_sqlite(name: &str, code: i32, message: &str) -> Error {
-    use libsqlite3_sys as ffi;
     let (kind, message) = match (code & 0xff, code) {
         (ffi::SQLITE_CONSTRAINT, ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY) => {
             (ErrorKind::AlreadyExists, message.to_owned())

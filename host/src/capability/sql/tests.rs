@@ -165,7 +165,40 @@ async fn a_bulk_transaction_begins_with_its_first_statement() {
     assert_eq!(ids().await.len(), 6, "what was dropped was rolled back");
 }
 
-/// Cells in the form of `copy-in`.
+#[tokio::test]
+async fn behind_the_end_of_a_bulk_load_its_log_goes_to_the_file() {
+    let (directory, database) = with_table().await;
+    let file = || fs::metadata(directory.path().join("test.db")).unwrap().len();
+    let load = async |id: &str| {
+        let mut transaction = database.begin_bulk().await.unwrap();
+        let insert = "INSERT INTO t VALUES (?, zeroblob(2000000), NULL)";
+        transaction.query(insert, vec![text(id)], 0).await.unwrap();
+        transaction.commit().await.unwrap();
+    };
+    load("a").await;
+    let mut other = database.begin(None, false).await.unwrap();
+    other.query("CREATE INDEX i ON t (up)", Vec::new(), 0).await.unwrap();
+    other.rollback().await.unwrap();
+    let before = file();
+    assert!(before < 1_000_000);
+
+    let ending = Database { statement_time: Some(Duration::from_secs(10)), ..database.clone() };
+    let mut transaction = ending.begin(None, false).await.unwrap();
+    transaction.query("CREATE INDEX i ON t (up)", Vec::new(), 0).await.unwrap();
+    transaction.commit().await.unwrap();
+    let since = Instant::now();
+    while file() < 2_000_000 {
+        assert!(since.elapsed() < Duration::from_secs(30), "the log stays where it is");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Its connection serves the next load, and has the usual time again.
+    load("b").await;
+    assert_eq!(run(&database, "SELECT count(*) FROM t").await.unwrap().cells, [SqlValue::Integer(2)]);
+    database.close().await;
+    assert!(!directory.path().join("test.db-wal").exists());
+}
+
+/// Cells in the form of `copy-in` and `copy-out`.
 fn packed(cells: &[SqlValue]) -> Vec<u8> {
     let mut data = Vec::new();
     for cell in cells {
@@ -291,6 +324,67 @@ async fn rows_are_copied_in_all_or_none() {
     assert_eq!(reading.copy_in("t", &columns, row("d", 1, None)).await.unwrap_err().kind, ErrorKind::Denied);
     reading.rollback().await.unwrap();
     assert_eq!(ids().await.len(), 3);
+}
+
+#[tokio::test]
+async fn rows_are_copied_out_as_they_stand() {
+    let (directory, database) = database();
+    let out = |text: &'static str, params: Vec<SqlValue>, max_bytes: u32| database.copy_out(text, params, max_bytes);
+    let nothing = out("SELECT name FROM sqlite_master", Vec::new(), REPLY_BYTES_MAX).await.unwrap();
+    assert_eq!(nothing, Packed::default());
+    assert!(!directory.path().join("test.db").exists());
+
+    run(&database, "CREATE TABLE t (a, b, c, d)").await.unwrap();
+    let long = "x".repeat(100_000);
+    let rows = [
+        [text("1"), SqlValue::Integer(i64::MIN), SqlValue::Number(0.1 + 0.2), SqlValue::Null],
+        [text("2"), text(""), SqlValue::Blob(Vec::new()), SqlValue::Blob(vec![0, 255])],
+        [text("3"), text("a\0\n𝄞\"\\"), text(&long), SqlValue::Number(f64::NEG_INFINITY)],
+    ];
+    for row in &rows {
+        database.query("INSERT INTO t VALUES (?, ?, ?, ?)", row.to_vec(), 0).await.unwrap();
+    }
+    let all = out("SELECT * FROM t ORDER BY a", Vec::new(), REPLY_BYTES_MAX).await.unwrap();
+    assert_eq!(all, Packed { cells: packed(&rows.concat()), more: false });
+    let behind = out("SELECT * FROM t WHERE a > ? ORDER BY a LIMIT ?", vec![text("1"), SqlValue::Integer(1)], 9);
+    assert_eq!(behind.await.unwrap(), Packed { cells: packed(&rows[1]), more: false });
+    for (max_bytes, count) in [(0, 1), (1, 1), (packed(&rows[0]).len(), 1), (packed(&rows[0]).len() + 1, 2)] {
+        let cut = out("SELECT * FROM t ORDER BY a", Vec::new(), max_bytes as u32).await.unwrap();
+        assert_eq!(cut, Packed { cells: packed(&rows[..count].concat()), more: true }, "{max_bytes}");
+    }
+    // What is stored as a text is one, whatever it holds.
+    let odd = out("SELECT CAST(x'ff' AS TEXT)", Vec::new(), 9).await.unwrap();
+    assert_eq!(odd.cells, b"t\x01\0\0\0\xff");
+    // As zlib and PNG have it.
+    let hashes = out("SELECT crc32('123456789'), crc32(''), crc32(NULL), crc32(12)", Vec::new(), 9).await.unwrap();
+    let expected = [0xcbf4_3926, 0, 0x4f53_44cd].map(SqlValue::Integer);
+    assert_eq!(hashes.cells, packed(&[expected[0].clone(), expected[1].clone(), SqlValue::Null, expected[2].clone()]));
+
+    for (wrong, params, kind) in [
+        ("INSERT INTO t (a) VALUES ('4') RETURNING a", Vec::new(), ErrorKind::Denied),
+        ("PRAGMA user_version", Vec::new(), ErrorKind::Denied),
+        ("SELECT 1; SELECT 2", Vec::new(), ErrorKind::Denied),
+        ("SELECT * FROM missing", Vec::new(), ErrorKind::InvalidArgument),
+        ("SELECT ?", Vec::new(), ErrorKind::InvalidArgument),
+        ("SELECT 1", vec![SqlValue::Null], ErrorKind::InvalidArgument),
+        ("SELECT ?", vec![SqlValue::Number(f64::NAN)], ErrorKind::InvalidArgument),
+        ("SELECT abs(-9223372036854775807 - 1)", Vec::new(), ErrorKind::InvalidArgument),
+        ("SELECT zeroblob(1 << 30)", Vec::new(), ErrorKind::LimitExceeded),
+    ] {
+        let error = out(wrong, params, REPLY_BYTES_MAX).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{wrong}: {error}");
+    }
+    assert_eq!(run(&database, "SELECT count(*) FROM t").await.unwrap().cells, [SqlValue::Integer(3)]);
+
+    // One that never ends is ended, and so is one that nobody waits for; the connections serve the next.
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n WHERE i < 0";
+    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n";
+    assert_eq!(out(endless, Vec::new(), REPLY_BYTES_MAX).await.unwrap_err().kind, ErrorKind::Timeout);
+    for _ in 0..6 {
+        let given_up = out(rows, Vec::new(), u32::MAX);
+        assert!(tokio::time::timeout(Duration::from_millis(20), given_up).await.is_err());
+        assert_eq!(out("SELECT 1", Vec::new(), 9).await.unwrap().cells, packed(&[SqlValue::Integer(1)]));
+    }
 }
 
 #[tokio::test]

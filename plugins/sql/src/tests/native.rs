@@ -4,7 +4,7 @@
 mod postgres;
 mod sqlite;
 
-use larder_guest::{Connections, Dialect, Rows, Sql, SqlTransaction, SqlValue};
+use larder_guest::{Connections, Dialect, Packed, Rows, Sql, SqlTransaction, SqlValue};
 use larder_model::{Isolation, Result};
 
 /// Where a test happens.
@@ -83,6 +83,10 @@ impl Sql for Native {
 
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         each!(self, inner => inner.query(text, params, max_bytes))
+    }
+
+    fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed> {
+        each!(self, inner => inner.copy_out(text, params, max_bytes))
     }
 
     fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<NativeTransaction> {

@@ -114,6 +114,10 @@ impl<F: Files, S: Sql> Puppet<F, S> {
                 transaction.commit()?;
                 Ok(copied.to_string())
             }
+            "sql-copy-out" => {
+                let packed = self.sql.copy_out(object, vec![SqlValue::Integer(4)], 1)?;
+                Ok(format!("{} {}", packed.cells.escape_ascii(), packed.more))
+            }
             "sql-sync" => self.sql.sync().map(|()| String::new()),
             "sql-parameters" => {
                 let params = vec![SqlValue::Integer(7), SqlValue::Text("t".into()), SqlValue::Null];

@@ -1,20 +1,27 @@
-//! Rows for one table, bound to statements of SQLite's.
+//! Many rows at once, between one piece of memory and statements of SQLite's.
 //!
-//! A bulk load hands its rows over in one piece of memory ([`Cells`] reads it; `wit/sql.wit` specifies it), and they are
-//! bound from there, some at a time. As parameters of a statement each cell would be a value of its own in the component, in
-//! the host and in sqlx, which costs more than SQLite takes for the rows; and a statement for each row costs as much again.
+//! A bulk load hands its rows over in one piece ([`Cells`] reads it; `wit/sql.wit` specifies it), and they are bound from
+//! there, some at a time; a bulk read gets them in one ([`read`]). As parameters or results of a statement each cell would be
+//! a value of its own in the component, in the host and in sqlx, which costs more than SQLite takes for the rows; and a
+//! statement for each row that is written costs as much again.
 #![allow(unsafe_code)]
 
 use std::{
     ffi::{CStr, c_int},
     ptr::{self, NonNull},
+    slice,
 };
 
 use larder_model::{Error, Result};
 use libsqlite3_sys as ffi;
 
+use crate::capability::sql::{Packed, SqlValue};
+
 /// Cells of a statement. Of more a row gets no cheaper, and it has to be compiled.
 const CELLS_AT_ONCE: usize = 320;
+
+/// Rows that are read between two looks at whether anybody waits for them.
+const ROWS_BETWEEN_LOOKS: usize = 64;
 
 /// Rows for one table, in the form that `wit/sql.wit` tells.
 pub(super) struct Rows {
@@ -98,6 +105,34 @@ impl Rows {
     }
 }
 
+/// Runs a statement that only reads and was judged by [`super::guard::check`], and packs its rows until they reach
+/// `max_bytes`, but at least one. The connection is locked by the caller. It ends where `goes_on` says no.
+pub(super) fn read(
+    connection: NonNull<ffi::sqlite3>,
+    text: &str,
+    params: &[SqlValue],
+    max_bytes: usize,
+    goes_on: &dyn Fn() -> bool,
+) -> std::result::Result<Packed, Fault> {
+    // Declared before the statement, which it is bound to, and so there for longer.
+    let params = params.iter().map(Cell::of).collect::<Result<Vec<_>>>().map_err(Fault::Contract)?;
+    let mut statement = Statement::compile(connection, text)?;
+    statement.bind(&params)?;
+    let (mut packed, mut rows) = (Packed::default(), 0);
+    while statement.step()? {
+        if rows > 0 && packed.cells.len() >= max_bytes {
+            packed.more = true;
+            break;
+        }
+        statement.pack_row(&mut packed.cells);
+        rows += 1;
+        if rows % ROWS_BETWEEN_LOOKS == 0 && !goes_on() {
+            return Err(Fault::TookTooLong);
+        }
+    }
+    Ok(packed)
+}
+
 fn insert(table: &str, columns: &[String], rows: usize) -> String {
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     let names: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
@@ -113,6 +148,25 @@ enum Cell<'a> {
     Number(f64),
     Text(&'a str),
     Blob(&'a [u8]),
+}
+
+impl<'a> Cell<'a> {
+    /// A parameter, as SQLite takes it.
+    fn of(value: &'a SqlValue) -> Result<Cell<'a>> {
+        Ok(match value {
+            SqlValue::Null => Cell::Null,
+            SqlValue::Boolean(value) => Cell::Integer(i64::from(*value)),
+            SqlValue::Integer(value) => Cell::Integer(*value),
+            SqlValue::Number(value) => Cell::number(*value)?,
+            SqlValue::Text(text) | SqlValue::Json(text) | SqlValue::Decimal(text) => Cell::Text(text),
+            SqlValue::Blob(bytes) => Cell::Blob(bytes),
+        })
+    }
+
+    /// SQLite would make NULL of what is no number.
+    fn number(value: f64) -> Result<Cell<'a>> {
+        if value.is_nan() { Err(Error::invalid("a cell is not a number")) } else { Ok(Cell::Number(value)) }
+    }
 }
 
 /// The cells that are left in the bytes that a component gave.
@@ -133,11 +187,7 @@ impl<'a> Cells<'a> {
         let number = || bytes.first_chunk().copied().unwrap_or_default();
         Ok(match kind {
             b'i' => Cell::Integer(i64::from_le_bytes(number())),
-            b'f' => match f64::from_le_bytes(number()) {
-                // SQLite would make NULL of it.
-                value if value.is_nan() => return Err(Error::invalid("a cell is not a number")),
-                value => Cell::Number(value),
-            },
+            b'f' => Cell::number(f64::from_le_bytes(number()))?,
             b't' => Cell::Text(str::from_utf8(bytes).map_err(|_| Error::invalid("a text is not UTF-8"))?),
             b'b' => Cell::Blob(bytes),
             _ => Cell::Null,
@@ -164,7 +214,7 @@ impl<'a> Cells<'a> {
     }
 }
 
-/// Why a row was not stored.
+/// Why rows were not stored, or not read.
 pub(super) enum Fault {
     /// SQLite says so: the extended result code and its message.
     Sqlite(i32, String),
@@ -205,14 +255,8 @@ impl Statement {
 
     /// Runs it with these, of which it takes so many.
     fn run(&mut self, cells: &[Cell<'_>]) -> std::result::Result<(), Fault> {
-        let ran = self.bind(cells).and_then(|()| {
-            // SAFETY: the statement is compiled, its connection locked, and the texts that are bound are borrowed still.
-            match unsafe { ffi::sqlite3_step(self.statement.as_ptr()) } {
-                ffi::SQLITE_DONE => Ok(()),
-                _ => Err(said(self.connection)),
-            }
-        });
-        // SAFETY: as above. After this the statement holds nothing of what it was given.
+        let ran = self.bind(cells).and_then(|()| self.step().map(drop));
+        // SAFETY: the statement is compiled, and its connection locked. After this the statement holds nothing of what it was given.
         unsafe {
             ffi::sqlite3_reset(self.statement.as_ptr());
             ffi::sqlite3_clear_bindings(self.statement.as_ptr());
@@ -220,11 +264,59 @@ impl Statement {
         ran
     }
 
+    /// Runs it up to its next row, or to its end. What is bound to it must still be there.
+    fn step(&mut self) -> std::result::Result<bool, Fault> {
+        // SAFETY: the statement is compiled, and its connection locked.
+        match unsafe { ffi::sqlite3_step(self.statement.as_ptr()) } {
+            ffi::SQLITE_DONE => Ok(false),
+            ffi::SQLITE_ROW => Ok(true),
+            _ => Err(said(self.connection)),
+        }
+    }
+
+    /// Packs the row that [`Statement::step`] came to.
+    fn pack_row(&mut self, into: &mut Vec<u8>) {
+        let statement = self.statement.as_ptr();
+        // SAFETY: the statement stands at a row, and its connection is locked. What a column's pointer leads to is copied
+        // before anything else is asked of the statement; it is as long as SQLite says behind having made it, and may be
+        // null where that is 0.
+        unsafe {
+            for column in 0..ffi::sqlite3_column_count(statement) {
+                let (kind, bytes) = match ffi::sqlite3_column_type(statement, column) {
+                    ffi::SQLITE_INTEGER => {
+                        into.push(b'i');
+                        into.extend_from_slice(&ffi::sqlite3_column_int64(statement, column).to_le_bytes());
+                        continue;
+                    }
+                    ffi::SQLITE_FLOAT => {
+                        into.push(b'f');
+                        into.extend_from_slice(&ffi::sqlite3_column_double(statement, column).to_le_bytes());
+                        continue;
+                    }
+                    ffi::SQLITE_TEXT => (b't', ffi::sqlite3_column_text(statement, column)),
+                    ffi::SQLITE_BLOB => (b'b', ffi::sqlite3_column_blob(statement, column).cast()),
+                    _ => {
+                        into.push(b'n');
+                        continue;
+                    }
+                };
+                let length = ffi::sqlite3_column_bytes(statement, column);
+                let bytes = match bytes.is_null() {
+                    true => &[],
+                    false => slice::from_raw_parts(bytes, length as usize),
+                };
+                into.push(kind);
+                into.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+                into.extend_from_slice(bytes);
+            }
+        }
+    }
+
     fn bind(&mut self, cells: &[Cell<'_>]) -> std::result::Result<(), Fault> {
         let statement = self.statement.as_ptr();
         for (position, cell) in (1..).zip(cells) {
             // SAFETY: the statement is compiled and reset, and its connection locked. SQLite does not copy what it is
-            // given: `run` has it forget the bytes before they can go.
+            // given: `run` has it forget the bytes before they can go, and in `read` the statement goes before them.
             let code = unsafe {
                 match cell {
                     Cell::Null => ffi::sqlite3_bind_null(statement, position),

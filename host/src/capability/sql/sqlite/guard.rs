@@ -12,8 +12,12 @@ use std::{
     cell::{Cell, RefCell},
     ffi::{CStr, c_char, c_int, c_uint, c_void},
     ptr::{self, NonNull},
-    sync::Once,
-    time::Instant,
+    slice,
+    sync::{
+        Arc, Once,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use libsqlite3_sys as ffi;
@@ -45,7 +49,7 @@ const PRAGMAS: [&str; 8] = [
 ];
 
 /// Those that the host itself asks for.
-const PRAGMAS_OF_THE_HOST: [&str; 2] = ["journal_mode", "data_version"];
+const PRAGMAS_OF_THE_HOST: [&str; 3] = ["journal_mode", "data_version", "wal_checkpoint"];
 
 /// Functions that reach beyond the database. Most are not compiled in; that is not this list's to rely on.
 const FUNCTIONS_DENIED: [&str; 5] = ["load_extension", "fts3_tokenizer", "writefile", "readfile", "edit"];
@@ -78,6 +82,8 @@ thread_local! {
     static CHECKING: Cell<bool> = const { Cell::new(false) };
     /// What the authorizer denied last on this thread.
     static DENIED: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// Whether somebody still waits for what this thread does with SQLite, where it does it for somebody else.
+    static GIVEN_UP: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
     /// The statement that runs on this thread, by address, and since when.
     static RUNNING: Cell<Option<(usize, Instant)>> = const { Cell::new(None) };
 }
@@ -113,8 +119,9 @@ fn skip_blank(mut text: &str) -> &str {
     }
 }
 
-/// Sets a new connection up: limits, what SQLite offers against hostile text, and the callbacks.
-pub(super) fn harden(handle: NonNull<ffi::sqlite3>) {
+/// Sets a new connection up: limits, what SQLite offers against hostile text, the function of the host's own, and the callbacks.
+/// False where there is no memory for it.
+pub(super) fn harden(handle: NonNull<ffi::sqlite3>) -> bool {
     static HEAP: Once = Once::new();
     let db = handle.as_ptr();
     // SAFETY: `handle` is an open connection that its owner has locked, so nothing else uses it. The callbacks are
@@ -137,14 +144,49 @@ pub(super) fn harden(handle: NonNull<ffi::sqlite3>) {
             ffi::sqlite3_db_config(db, option, on as c_int, ptr::null_mut::<c_int>());
         }
         ffi::sqlite3_set_authorizer(db, Some(authorize), ptr::null_mut());
+        // Of the argument alone, and in no schema: other programs have no such function.
+        let flags = ffi::SQLITE_UTF8 | ffi::SQLITE_DETERMINISTIC | ffi::SQLITE_DIRECTONLY;
+        let (name, nothing) = (c"crc32".as_ptr(), ptr::null_mut());
+        let added = ffi::sqlite3_create_function_v2(db, name, 1, flags, nothing, Some(crc32), None, None, None);
         let events = ffi::SQLITE_TRACE_STMT | ffi::SQLITE_TRACE_PROFILE;
         ffi::sqlite3_trace_v2(db, events as c_uint, Some(trace), ptr::null_mut());
+        added == ffi::SQLITE_OK
     }
 }
 
-/// Since when the statement that runs on this thread does so.
-pub(super) fn running_since() -> Option<Instant> {
-    RUNNING.get().map(|(_, since)| since)
+/// The function `crc32(text)`, which `wit/sql.wit` promises: SQLite has no hash of its own.
+///
+/// # Safety
+/// Called by SQLite alone, with one argument.
+unsafe extern "C" fn crc32(context: *mut ffi::sqlite3_context, _count: c_int, values: *mut *mut ffi::sqlite3_value) {
+    // SAFETY: there is one value. Its text is as long as SQLite says behind having made it, and is there until the value is
+    // used again.
+    unsafe {
+        let value = *values;
+        if ffi::sqlite3_value_type(value) == ffi::SQLITE_NULL {
+            return ffi::sqlite3_result_null(context);
+        }
+        let text = ffi::sqlite3_value_text(value);
+        if text.is_null() {
+            return ffi::sqlite3_result_error_nomem(context);
+        }
+        let bytes = slice::from_raw_parts(text, ffi::sqlite3_value_bytes(value) as usize);
+        ffi::sqlite3_result_int64(context, i64::from(crc32fast::hash(bytes)));
+    }
+}
+
+/// Whether the statement that runs on this thread may go on: nobody has given up waiting for it, and its time is not over.
+pub(super) fn goes_on(time: Duration) -> bool {
+    let is_given_up = GIVEN_UP.with_borrow(|given_up| given_up.as_ref().is_some_and(|it| it.load(Ordering::Acquire)));
+    !is_given_up && RUNNING.get().is_none_or(|(_, since)| since.elapsed() < time)
+}
+
+/// Works with SQLite on this thread for somebody who may give up.
+pub(super) fn until_given_up<T>(given_up: Arc<AtomicBool>, work: impl FnOnce() -> T) -> T {
+    GIVEN_UP.set(Some(given_up));
+    let worked = work();
+    GIVEN_UP.take();
+    worked
 }
 
 /// Whether a transaction is open: SQLite ends one by itself after some errors.

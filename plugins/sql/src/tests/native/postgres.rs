@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use larder_guest::{Connections, Dialect, Rows, Sql, SqlTransaction, SqlValue};
+use larder_guest::{Connections, Dialect, Packed, Rows, Sql, SqlTransaction, SqlValue};
 use larder_model::{Error, ErrorKind, Isolation, Result, Retry};
 use sqlx::{
     AssertSqlSafe, Column, Connection, Decode, Either, Encode, Executor, PgConnection, Postgres, Row, SqlSafeStr,
@@ -157,6 +157,10 @@ impl Sql for Native {
 
     fn query(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
         self.lease()?.query(text, params, max_bytes)
+    }
+
+    fn copy_out(&self, _text: &str, _params: Vec<SqlValue>, _max_bytes: u32) -> Result<Packed> {
+        Err(Error::new(ErrorKind::Unsupported, "rows of PostgreSQL are queried"))
     }
 
     fn begin(&self, isolation: Option<Isolation>, read_only: bool) -> Result<NativeTransaction> {

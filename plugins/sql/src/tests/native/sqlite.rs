@@ -1,14 +1,16 @@
 //! SQLite: a file in a folder of its own.
+#![allow(unsafe_code)]
 
-use std::{cell::RefCell, fs, sync::Arc};
+use std::{cell::RefCell, ffi::c_int, fs, ptr, slice, sync::Arc};
 
 use futures_util::StreamExt;
-use larder_guest::{Connections, Dialect, Rows, Sql, SqlTransaction, SqlValue};
+use larder_guest::{Connections, Dialect, Packed, Rows, Sql, SqlTransaction, SqlValue};
 use larder_model::{Error, ErrorKind, Isolation, Result};
+use libsqlite3_sys as ffi;
 use sqlx::{
     Arguments, AssertSqlSafe, Column, Decode, Either, Executor, Row, Sqlite, SqliteConnection, SqlitePool, TypeInfo,
     ValueRef,
-    sqlite::{SqliteArguments, SqliteConnectOptions, SqlitePoolOptions},
+    sqlite::{SqliteArguments, SqliteConnectOptions, SqlitePoolOptions, SqliteRow},
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -44,9 +46,37 @@ impl Native {
             .read_only(read_only)
             .foreign_keys(true);
         let runtime = Arc::new(Runtime::new().unwrap());
-        let pool = runtime.block_on(async { SqlitePoolOptions::new().max_connections(4).connect_lazy_with(options) });
+        let pool = SqlitePoolOptions::new().max_connections(4).after_connect(|connection, _| {
+            Box::pin(async move {
+                add_crc32(connection.lock_handle().await?.as_raw_handle().as_ptr());
+                Ok(())
+            })
+        });
+        let pool = runtime.block_on(async { pool.connect_lazy_with(options) });
         Native { directory, pool, runtime }
     }
+}
+
+/// The function that the host's connections have.
+fn add_crc32(connection: *mut ffi::sqlite3) {
+    unsafe extern "C" fn crc32(context: *mut ffi::sqlite3_context, _: c_int, values: *mut *mut ffi::sqlite3_value) {
+        // SAFETY: SQLite calls it with one value, whose text is there until the value is used again.
+        unsafe {
+            let text = ffi::sqlite3_value_text(*values);
+            if text.is_null() {
+                return ffi::sqlite3_result_null(context);
+            }
+            let bytes = slice::from_raw_parts(text, ffi::sqlite3_value_bytes(*values) as usize);
+            ffi::sqlite3_result_int64(context, i64::from(crc32fast::hash(bytes)));
+        }
+    }
+    let (flags, nothing) = (ffi::SQLITE_UTF8 | ffi::SQLITE_DETERMINISTIC, ptr::null_mut());
+    // SAFETY: an open connection that is locked, and a function that lives for ever.
+    let code = unsafe {
+        let name = c"crc32".as_ptr();
+        ffi::sqlite3_create_function_v2(connection, name, 1, flags, nothing, Some(crc32), None, None, None)
+    };
+    assert_eq!(code, ffi::SQLITE_OK);
 }
 
 impl Sql for Native {
@@ -75,6 +105,39 @@ impl Sql for Native {
             connection.return_to_pool().await;
             rows
         })
+    }
+
+    fn copy_out(&self, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Packed> {
+        let mut cells = Vec::new();
+        let pack = |row: &SqliteRow| {
+            for i in 0..row.len() {
+                let (kind, bytes) = match cell(row, i) {
+                    SqlValue::Null => (b'n', Vec::new()),
+                    SqlValue::Integer(value) => (b'i', value.to_le_bytes().to_vec()),
+                    SqlValue::Number(value) => (b'f', value.to_le_bytes().to_vec()),
+                    SqlValue::Text(text) => (b't', text.into_bytes()),
+                    // A text that is no UTF-8 is one here.
+                    SqlValue::Blob(bytes) => {
+                        let is_text = row.try_get_raw(i).unwrap().type_info().name() == "TEXT";
+                        (if is_text { b't' } else { b'b' }, bytes)
+                    }
+                    other => panic!("SQLite holds no {other:?}"),
+                };
+                cells.push(kind);
+                if matches!(kind, b't' | b'b') {
+                    cells.extend((bytes.len() as u32).to_le_bytes());
+                }
+                cells.extend(bytes);
+            }
+            cells.len()
+        };
+        let more = self.runtime.block_on(async {
+            let mut connection = self.pool.acquire().await.unwrap();
+            let more = each_row(&mut connection, text, params, max_bytes, pack, |_| {}).await;
+            connection.return_to_pool().await;
+            more
+        })?;
+        Ok(Packed { cells, more })
     }
 
     fn begin(&self, _isolation: Option<Isolation>, read_only: bool) -> Result<NativeTransaction> {
@@ -165,6 +228,32 @@ impl Drop for NativeTransaction {
 }
 
 async fn run(connection: &mut SqliteConnection, text: &str, params: Vec<SqlValue>, max_bytes: u32) -> Result<Rows> {
+    let (mut columns, mut cells, mut bytes, mut affected) = (Vec::new(), Vec::new(), 0, 0);
+    let take = |row: &SqliteRow| {
+        columns = row.columns().iter().map(|column| column.name().to_owned()).collect();
+        for i in 0..row.len() {
+            let cell = cell(row, i);
+            bytes += match &cell {
+                SqlValue::Text(text) => 16 + text.len(),
+                _ => 16,
+            };
+            cells.push(cell);
+        }
+        bytes
+    };
+    let more = each_row(connection, text, params, max_bytes, take, |rows| affected += rows).await?;
+    Ok(Rows { columns, cells, affected, more })
+}
+
+/// Gives the rows to `take`, which says how many bytes they came to, until those are too many; answers whether there are more.
+async fn each_row(
+    connection: &mut SqliteConnection,
+    text: &str,
+    params: Vec<SqlValue>,
+    max_bytes: u32,
+    mut take: impl FnMut(&SqliteRow) -> usize,
+    mut affected: impl FnMut(u64),
+) -> Result<bool> {
     let mut arguments = SqliteArguments::default();
     for param in params {
         match param {
@@ -178,31 +267,18 @@ async fn run(connection: &mut SqliteConnection, text: &str, params: Vec<SqlValue
         .unwrap();
     }
     let mut steps = connection.fetch_many(sqlx::query_with(AssertSqlSafe(text.to_owned()), arguments));
-    let (mut rows, mut bytes) = (Rows::default(), 0);
+    let mut bytes = 0;
     while let Some(step) = steps.next().await {
         match step.map_err(translate)? {
-            Either::Left(done) => rows.affected += done.rows_affected(),
-            Either::Right(_) if bytes >= max_bytes as usize => {
-                rows.more = true;
-                break;
-            }
-            Either::Right(row) => {
-                rows.columns = row.columns().iter().map(|column| column.name().to_owned()).collect();
-                for i in 0..row.len() {
-                    let cell = cell(&row, i);
-                    bytes += match &cell {
-                        SqlValue::Text(text) => 16 + text.len(),
-                        _ => 16,
-                    };
-                    rows.cells.push(cell);
-                }
-            }
+            Either::Left(done) => affected(done.rows_affected()),
+            Either::Right(_) if bytes >= max_bytes as usize => return Ok(true),
+            Either::Right(row) => bytes = take(&row),
         }
     }
-    Ok(rows)
+    Ok(false)
 }
 
-fn cell(row: &sqlx::sqlite::SqliteRow, i: usize) -> SqlValue {
+fn cell(row: &SqliteRow, i: usize) -> SqlValue {
     let raw = row.try_get_raw(i).unwrap();
     if raw.is_null() {
         return SqlValue::Null;

@@ -1,0 +1,217 @@
+//! Steps over JSON that is written plainly, which nearly all is: without an escape, and nested no deeper than entities are. A
+//! document is looked through from its beginning to its end before anything of it is answered, and this takes a third of
+//! the time that a parser does. It accepts nothing that serde_json refuses; what it does not accept, serde_json looks at.
+
+/// Objects and arrays in each other: as many as there are bits to remember which they are.
+const DEPTH_MAX: u32 = u64::BITS;
+
+/// How long the object is that the text begins with; none where it is not plain, or does not end here.
+pub(crate) fn object(text: &[u8]) -> Option<usize> {
+    // Of what is open, from the lowest bit on: 1 is an object. All that the loop needs is in variables of its own, because a
+    // call for each value would take as long as the value.
+    let (mut open, mut depth) = (0_u64, 0);
+    // The bits of all bytes of strings. Elsewhere only ASCII is accepted.
+    let mut seen = 0;
+    let mut at = 0;
+    if *text.first()? != b'{' {
+        return None;
+    }
+    loop {
+        // A value begins here.
+        at = behind_space(text, at);
+        let first = *text.get(at)?;
+        match first {
+            b'"' => at = behind_string(text, at, &mut seen)?,
+            b'{' | b'[' => {
+                if depth == DEPTH_MAX {
+                    return None;
+                }
+                (open, depth) = (open << 1 | u64::from(first == b'{'), depth + 1);
+                at = behind_space(text, at + 1);
+                match (*text.get(at)?, first) {
+                    // Closed below.
+                    (b'}', b'{') | (b']', b'[') => {}
+                    (_, b'{') => {
+                        at = behind_name(text, at, &mut seen)?;
+                        continue;
+                    }
+                    _ => continue,
+                }
+            }
+            b't' => at = behind_word(text, at, b"true")?,
+            b'f' => at = behind_word(text, at, b"false")?,
+            b'n' => at = behind_word(text, at, b"null")?,
+            _ => at = behind_number(text, at)?,
+        }
+        // Behind it, or before the end of something empty.
+        loop {
+            at = behind_space(text, at);
+            let is_object = open & 1 == 1;
+            match *text.get(at)? {
+                b',' => {
+                    at = behind_space(text, at + 1);
+                    if is_object {
+                        at = behind_name(text, at, &mut seen)?;
+                    }
+                    break;
+                }
+                b'}' if is_object => {}
+                b']' if !is_object => {}
+                _ => return None,
+            }
+            (open, depth, at) = (open >> 1, depth - 1, at + 1);
+            if depth == 0 {
+                let is_utf8 = seen < 0x80 || std::str::from_utf8(&text[..at]).is_ok();
+                return is_utf8.then_some(at);
+            }
+        }
+    }
+}
+
+/// The string that the text begins with, without its quotes; none where it is not plain, or does not end here.
+pub(crate) fn string(text: &[u8]) -> Option<&str> {
+    let end = behind_string(text, 0, &mut 0)?;
+    std::str::from_utf8(&text[1..end - 1]).ok()
+}
+
+fn behind_space(text: &[u8], mut at: usize) -> usize {
+    while let Some(b' ' | b'\n' | b'\t' | b'\r') = text.get(at) {
+        at += 1;
+    }
+    at
+}
+
+/// Behind a member's name and its colon.
+#[inline(always)]
+fn behind_name(text: &[u8], at: usize, seen: &mut u8) -> Option<usize> {
+    let at = behind_space(text, behind_string(text, at, seen)?);
+    (*text.get(at)? == b':').then_some(at + 1)
+}
+
+#[inline(always)]
+fn behind_string(text: &[u8], at: usize, seen: &mut u8) -> Option<usize> {
+    if *text.get(at)? != b'"' {
+        return None;
+    }
+    let mut at = at + 1;
+    // Eight bytes at once, up to those with the quote or something else that does not stand for itself.
+    let mut all = 0;
+    while let Some(&eight) = text.get(at..).and_then(|rest| rest.first_chunk()) {
+        let eight = u64::from_le_bytes(eight);
+        let marks = marks(eight);
+        if marks != 0 {
+            break;
+        }
+        all |= eight;
+        at += 8;
+    }
+    *seen |= all.to_le_bytes().into_iter().fold(0, |all, byte| all | byte);
+    loop {
+        let byte = *text.get(at)?;
+        at += 1;
+        match byte {
+            b'"' => return Some(at),
+            b'\\' | 0..=0x1f => return None,
+            byte => *seen |= byte,
+        }
+    }
+}
+
+/// Not 0 where one of eight bytes is a quote, a backslash or a control character.
+fn marks(eight: u64) -> u64 {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    // The highest bit of each byte that is less than `than`, and of some behind one that is. No byte beyond ASCII counts.
+    let less = |bytes: u64, than: u64| bytes.wrapping_sub(ONES * than) & !bytes & (ONES << 7);
+    let is = |byte: u8| less(eight ^ (ONES * u64::from(byte)), 1);
+    less(eight, 0x20) | is(b'"') | is(b'\\')
+}
+
+fn behind_word(text: &[u8], at: usize, word: &[u8]) -> Option<usize> {
+    text[at..].starts_with(word).then_some(at + word.len())
+}
+
+fn behind_number(text: &[u8], mut at: usize) -> Option<usize> {
+    let is = |at: usize, bytes: &[u8]| text.get(at).is_some_and(|byte| bytes.contains(byte));
+    // One at least.
+    let behind_digits = |at: usize| {
+        let count = text[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (count > 0).then_some(at + count)
+    };
+    at += usize::from(is(at, b"-"));
+    at = if is(at, b"0") { at + 1 } else { behind_digits(at)? };
+    if is(at, b".") {
+        at = behind_digits(at + 1)?;
+    }
+    if is(at, b"eE") {
+        at += 1;
+        at = behind_digits(at + usize::from(is(at, b"+-")))?;
+    }
+    Some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    /// What serde_json makes of the value that a text begins with.
+    fn parsed(text: &[u8]) -> Option<usize> {
+        let mut values = serde_json::Deserializer::from_slice(text).into_iter::<&RawValue>();
+        values.next()?.ok().map(|raw| raw.get().len())
+    }
+
+    #[test]
+    fn what_is_plain_is_as_long_as_serde_json_says() {
+        for text in [
+            "{}",
+            "{ }x",
+            r#"{"a":1}, "b""#,
+            r#"{ "a" : [ ] , "b" : [ 1 , -0.5e+3 , "é 𝄞" , null , true , false , { } , [[]] ] , "" : { "c" : 0 } } }"#,
+            "{\"a\":\n\t\r -10E-2}",
+        ] {
+            assert_eq!(object(text.as_bytes()), parsed(text.as_bytes()), "{text}");
+            assert!(object(text.as_bytes()).is_some(), "{text}");
+            for end in 0..object(text.as_bytes()).unwrap() {
+                assert_eq!(object(&text.as_bytes()[..end]), None, "{text} up to {end}");
+            }
+        }
+        let deep = |depth| format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        assert!(object(deep(64).as_bytes()).is_some());
+        assert!(object(deep(100).as_bytes()).is_none());
+        assert_eq!(string(br#""a b": 1"#), Some("a b"));
+        assert_eq!(string("\"é\"".as_bytes()), Some("é"));
+        for text in [&b"\"a"[..], b"\"a\\n\"", b"\"\n\"", b"\"\xff\"", b"a\"", b""] {
+            assert_eq!(string(text), None);
+        }
+    }
+
+    /// Each byte of some texts is replaced by each of those that mean something, left out and doubled.
+    #[test]
+    fn nothing_is_accepted_that_serde_json_refuses() {
+        let bytes: Vec<u8> =
+            br#"{}[]:,"\ -+.01eEtruefalsn"#.iter().copied().chain([0, b'\n', 0x7f, 0x80, 0xc3, 0xff]).collect();
+        let mut accepted = 0;
+        for text in [
+            r#"{"a":[1,-0.5e+3,"é",null,true,false,{},[[]]],"":{"c":0}}"#,
+            r#"{ "ab" : 10 , "c" : [ 0 , -1 ] , "d" : "x" }"#,
+            r#"{"a":0.1E-2,"b":[],"c":"\u00e9"}"#,
+        ] {
+            let text = text.as_bytes();
+            for at in 0..=text.len() {
+                let (before, rest) = text.split_at(at);
+                let rest = &rest[usize::from(!rest.is_empty())..];
+                let mut all: Vec<Vec<u8>> = bytes.iter().map(|byte| [before, &[*byte], rest].concat()).collect();
+                all.extend(bytes.iter().map(|byte| [before, &[*byte], &text[at..]].concat()));
+                all.push([before, rest].concat());
+                for changed in all {
+                    if let Some(len) = object(&changed) {
+                        accepted += 1;
+                        assert_eq!(parsed(&changed), Some(len), "{}", changed.escape_ascii());
+                    }
+                }
+            }
+        }
+        assert!(accepted > 1_000);
+    }
+}
