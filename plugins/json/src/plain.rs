@@ -1,6 +1,8 @@
 //! Steps over JSON that is written plainly, which nearly all is: without an escape, and nested no deeper than entities are. A
-//! document is looked through from its beginning to its end before anything of it is answered, and this takes a third of
-//! the time that a parser does. It accepts nothing that serde_json refuses; what it does not accept, serde_json looks at.
+//! document is looked through from its beginning to its end before anything of it is answered, and this takes less
+//! than half the time that a parser does. It accepts nothing that serde_json refuses; what it does not accept, serde_json looks at.
+
+use larder_model::json::escapes;
 
 /// Objects and arrays in each other: as many as there are bits to remember which they are.
 const DEPTH_MAX: u32 = u64::BITS;
@@ -98,8 +100,7 @@ fn behind_string(text: &[u8], at: usize, seen: &mut u8) -> Option<usize> {
     let mut all = 0;
     while let Some(&eight) = text.get(at..).and_then(|rest| rest.first_chunk()) {
         let eight = u64::from_le_bytes(eight);
-        let marks = marks(eight);
-        if marks != 0 {
+        if escapes(eight) != 0 {
             break;
         }
         all |= eight;
@@ -115,15 +116,6 @@ fn behind_string(text: &[u8], at: usize, seen: &mut u8) -> Option<usize> {
             byte => *seen |= byte,
         }
     }
-}
-
-/// Not 0 where one of eight bytes is a quote, a backslash or a control character.
-fn marks(eight: u64) -> u64 {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    // The highest bit of each byte that is less than `than`, and of some behind one that is. No byte beyond ASCII counts.
-    let less = |bytes: u64, than: u64| bytes.wrapping_sub(ONES * than) & !bytes & (ONES << 7);
-    let is = |byte: u8| less(eight ^ (ONES * u64::from(byte)), 1);
-    less(eight, 0x20) | is(b'"') | is(b'\\')
 }
 
 fn behind_word(text: &[u8], at: usize, word: &[u8]) -> Option<usize> {

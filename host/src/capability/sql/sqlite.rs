@@ -781,7 +781,7 @@ impl Transaction {
             unsynced.store(true, Ordering::Release);
         }
         lease.in_transaction = false;
-        let ends_load = lease.statement_time.is_some();
+        let ends_load = lease.statement_time.is_some() && self.unsynced.is_some();
         self.store.restore_time(&mut lease).await;
         if !ends_load {
             lease.give_back();
