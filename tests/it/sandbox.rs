@@ -603,7 +603,7 @@ fn pages_results_and_findings_that_cannot_be_true_are_not_believed() {
         ("same cursor", &["count", "templates", "--store", "hostile"], "the same cursor again"),
         ("same cursor", &["export", "--store", "hostile"], "the same cursor again"),
         ("cursors in a circle", &["export", "--store", "hostile"], "a cursor that it gave before"),
-        ("more than a batch", &["export", "--store", "hostile"], "goes on with a batch that has 4194304 bytes"),
+        ("more than a batch", &["export", "--store", "hostile"], "goes on with a batch that has 1048576 bytes"),
         ("wrong key", query, "says in `template_id` that it is `some`"),
         ("wrong key", &["export", "--store", "hostile"], "says in `template_id` that it is `some`"),
         ("findings", &["stores", "check", "--store", "hostile"], "findings that are not a JSON object"),
