@@ -1,6 +1,6 @@
 //! Steps over JSON that is written plainly, which nearly all is: without an escape, and nested no deeper than entities are. A
 //! document is looked through from its beginning to its end before anything of it is answered, and this takes less
-//! than half the time that a parser does. It accepts nothing that serde_json refuses; what it does not accept, serde_json looks at.
+//! time than a parser does. It accepts nothing that serde_json refuses; what it does not accept, serde_json looks at.
 
 use larder_model::json::escapes;
 
