@@ -9,6 +9,8 @@ use serde_json::{Map, Number, Value, map::Entry};
 
 use crate::{Error, Result, number};
 
+pub mod plain;
+
 /// The deepest nesting that is accepted; an object without members is 1 deep. It bounds every recursion over a value.
 pub const DEPTH_MAX: usize = 64;
 
@@ -95,7 +97,7 @@ impl Object for Map<String, Value> {
 
 impl Object for Members<'_> {
     fn get(&self, name: &str) -> Option<MemberRef<'_>> {
-        self.0.iter().find(|(member, _)| member == name).map(|(_, value)| value.into())
+        self.0.iter().find(|(member, _)| is_same(member, name)).map(|(_, value)| value.into())
     }
 
     fn entries(&self) -> impl ExactSizeIterator<Item = (&str, MemberRef<'_>)> {
@@ -190,7 +192,11 @@ impl<'a> IntoIterator for Members<'a> {
 /// Reads a JSON object as [`parse_object`] does, into [`Members`].
 pub fn members(text: &[u8]) -> Result<Members<'_>> {
     // All of it at once is looked through faster than text by text.
-    let read = std::str::from_utf8(text).ok().and_then(|text| {
+    let text_or_none = std::str::from_utf8(text).ok();
+    if let Some(members) = text_or_none.and_then(plain::members) {
+        return Ok(members);
+    }
+    let read = text_or_none.and_then(|text| {
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let members = deserializer.deserialize_map(TopLevel).ok()?;
         deserializer.end().ok().map(|()| members)
@@ -408,11 +414,60 @@ impl<'de> Visitor<'de> for Exact<'_> {
     }
 }
 
-/// Reads an object that stands in nothing else.
-struct TopLevel;
-
 /// Names that are compared with all before them. Of more, the rest is looked up.
 const COMPARED_NAMES_MAX: usize = 16;
+
+/// Members as they are read, each name once.
+struct Distinct<'a> {
+    read: Vec<(Cow<'a, str>, Member<'a>)>,
+    /// What [`look_of`] says of the names.
+    looks: u64,
+    /// Those behind the ones that are compared.
+    names: BTreeSet<Cow<'a, str>>,
+}
+
+impl<'a> Distinct<'a> {
+    fn new() -> Self {
+        Distinct { read: Vec::with_capacity(COMPARED_NAMES_MAX), looks: 0, names: BTreeSet::new() }
+    }
+
+    /// The name back, to be given a value; as an error where it stands twice.
+    fn accept(&mut self, name: Cow<'a, str>) -> std::result::Result<Cow<'a, str>, Cow<'a, str>> {
+        // Only a name that looks like one before it can be that one.
+        let look = 1 << look_of(&name);
+        let compared = &self.read[..self.read.len().min(COMPARED_NAMES_MAX)];
+        if self.looks & look != 0 && compared.iter().any(|(before, _)| is_same(before, &name)) {
+            return Err(name);
+        }
+        self.looks |= look;
+        if self.read.len() >= COMPARED_NAMES_MAX && !self.names.insert(name.clone()) {
+            return Err(name);
+        }
+        Ok(name)
+    }
+
+    fn push(&mut self, name: Cow<'a, str>, value: Member<'a>) {
+        self.read.push((name, value));
+    }
+
+    fn finish(self) -> Members<'a> {
+        Members(self.read)
+    }
+}
+
+/// Whether two names are equal. A component has no faster way to compare bytes than one by one, but for eight in a number.
+pub fn is_same(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let are_equal = |a: &[u8; 8], b: &[u8; 8]| u64::from_le_bytes(*a) == u64::from_le_bytes(*b);
+    one.len() == other.len()
+        && match (one.last_chunk(), other.last_chunk()) {
+            // The last eight may hold some of the eight before them.
+            (Some(a), Some(b)) => {
+                are_equal(a, b) && one.as_chunks().0.iter().zip(other.as_chunks().0).all(|(a, b)| are_equal(a, b))
+            }
+            _ => one.iter().zip(other).all(|(a, b)| a == b),
+        }
+}
 
 /// A number under 64 that equal names have in common, and different ones rarely.
 fn look_of(name: &str) -> u32 {
@@ -420,6 +475,9 @@ fn look_of(name: &str) -> u32 {
     let (first, last) = (end(name.as_bytes().first()), end(name.as_bytes().last()));
     ((first * 5) ^ (last * 11) ^ name.len()) as u32 % 64
 }
+
+/// Reads an object that stands in nothing else.
+struct TopLevel;
 
 impl<'de> Visitor<'de> for TopLevel {
     type Value = Members<'de>;
@@ -430,31 +488,20 @@ impl<'de> Visitor<'de> for TopLevel {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> std::result::Result<Members<'de>, A::Error> {
         let exact = Exact { depth: 0, depth_max: DEPTH_MAX, kept: Kept::All };
-        let mut read: Vec<(Cow<'de, str>, Member<'de>)> = Vec::with_capacity(COMPARED_NAMES_MAX);
-        let mut names = BTreeSet::new();
-        let mut looks = 0_u64;
+        let mut read = Distinct::new();
         while let Some(name) = members.next_key_seed(Name)? {
-            // Only a name that looks like one before it can be that one.
-            let look = 1 << look_of(&name);
-            let compared = &read[..read.len().min(COMPARED_NAMES_MAX)];
-            if looks & look != 0 && compared.iter().any(|(before, _)| *before == name) {
-                return Err(stands_twice(&name));
-            }
-            looks |= look;
-            if read.len() >= COMPARED_NAMES_MAX && !names.insert(name.clone()) {
-                return Err(stands_twice(&name));
-            }
-            if name == NUMBER_KEY {
+            let name = read.accept(name).map_err(|name| stands_twice(&name))?;
+            let value = if name == NUMBER_KEY {
                 match exact.member(&name, &mut members)? {
                     NumberOr::Number(_) => return Err(A::Error::custom("a number is no object")),
-                    NumberOr::Value(value) => read.push((name, value.into())),
+                    NumberOr::Value(value) => value.into(),
                 }
-                continue;
-            }
-            let value = members.next_value_seed(Borrowing(exact.inner()?))?;
-            read.push((name, value));
+            } else {
+                members.next_value_seed(Borrowing(exact.inner()?))?
+            };
+            read.push(name, value);
         }
-        Ok(Members(read))
+        Ok(read.finish())
     }
 }
 
@@ -812,6 +859,20 @@ mod tests {
             let read = members(text.as_bytes()).map(Members::into_map);
             let expected = parse_object(text.as_bytes());
             assert_eq!(format!("{read:?}"), format!("{expected:?}"), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_the_same_where_all_their_bytes_are() {
+        let name = "abcdefghijklmnopqrstuvwxyz";
+        for len in 0..name.len() {
+            let one = &name[..len];
+            assert!(is_same(one, &name[..len]));
+            assert!(!is_same(one, &name[..len + 1]));
+            for at in 0..len {
+                let other = [&name[..at], "_", &name[at + 1..len]].concat();
+                assert!(!is_same(one, &other), "{other}");
+            }
         }
     }
 

@@ -18,7 +18,10 @@ pub fn violations(collection: &Collection, entity: &impl Object) -> Vec<String> 
             (None | Some(MemberRef::Other(Value::Null)), _) if field.required => {
                 broken.push(format!("{name} is required"))
             }
-            (Some(MemberRef::Text(text)), Some(max)) if text.chars().nth(max as usize).is_some() => {
+            // Each character has a byte at least.
+            (Some(MemberRef::Text(text)), Some(max))
+                if text.len() > max as usize && text.chars().nth(max as usize).is_some() =>
+            {
                 broken.push(format!("{name} is longer than {max} characters"));
             }
             _ => {}

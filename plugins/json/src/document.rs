@@ -7,13 +7,15 @@ use std::{cell::OnceCell, rc::Rc};
 
 use flate2::Crc;
 use larder_guest::{FileStat, Files};
-use larder_model::{Error, Result, json::quoted};
+use larder_model::{
+    Error, Result,
+    json::{plain, quoted},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
     index::{Entities, Place, Reading},
-    plain,
     reader::{Form, Pieces, changed},
 };
 

@@ -13,7 +13,6 @@ mod fold;
 mod gzip;
 mod index;
 mod journal;
-mod plain;
 mod reader;
 mod restore;
 mod store;

@@ -16,12 +16,12 @@ use crate::{
 /// The entity's row: one cell for each column, then the members and values that none holds.
 pub(crate) fn cells<'a>(table: &Table, entity: Members<'a>) -> Vec<Cell<'a>> {
     let mut cells = Vec::with_capacity(table.width());
-    cells.resize(table.columns.len(), Cell::Other(SqlValue::Null));
+    cells.extend(table.columns.iter().map(|_| Cell::Other(SqlValue::Null)));
     let (mut extra, mut exact) = (Map::new(), Map::new());
     let mut turn = 0;
     for (name, value) in entity {
         // Members often come in the order of the columns.
-        let is_next = table.columns.get(turn).is_some_and(|column| column.name == name);
+        let is_next = table.columns.get(turn).is_some_and(|column| json::is_same(&column.name, &name));
         let position = if is_next { Some(turn) } else { table.position(&name) };
         turn = position.map_or(turn, |position| position + 1);
         let Some(position) = position else {

@@ -10,7 +10,10 @@
 //! attempts, and what a broken statement of many rows was about is found by sending its rows one by one. SQLite undoes
 //! such a statement alone in any case, and is careful from the start, except in a bulk load.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use larder_guest::{Dialect, SqlValue};
 use larder_model::json::{Members, Object};
@@ -162,20 +165,28 @@ pub(crate) enum Way {
 /// An entity in the form in which it is sent.
 pub(crate) enum Row {
     Cells(Vec<SqlValue>),
-    /// See [`copy`].
-    Copied(Vec<u8>),
+    /// See [`copy`]. Where it stands among those that were made with it.
+    Copied(Range<usize>),
 }
 
 impl Row {
-    fn new(table: &Table, way: Way, entity: Members<'_>) -> Row {
+    /// What is copied is appended to `copied`.
+    fn new(table: &Table, way: Way, entity: Members<'_>, copied: &mut Vec<u8>) -> Row {
         let cells = row::cells(table, entity);
         if way != Way::Copy {
             return Row::Cells(cells.into_iter().map(SqlValue::from).collect());
         }
-        let mut copied = Vec::with_capacity(256);
-        copy::row(table.dialect, &cells, &mut copied);
-        Row::Copied(copied)
+        let start = copied.len();
+        copy::row(table.dialect, &cells, copied);
+        Row::Copied(start..copied.len())
     }
+}
+
+/// Entities as rows, or why each is refused.
+pub(crate) struct Rows {
+    rows: Vec<Result<Row>>,
+    /// All that are copied.
+    copied: Vec<u8>,
 }
 
 /// How rows that are new are loaded. Carefully, those that break a rule are found one by one.
@@ -202,14 +213,22 @@ impl<'a> Batch<'a> {
     }
 
     fn push(&mut self, label: usize, entity: Map<String, Value>, bytes: usize) {
-        self.push_row(label, Row::new(self.table, self.way, entity.into()), bytes);
+        if let Row::Cells(cells) = Row::new(self.table, self.way, entity.into(), &mut self.copied) {
+            self.cells.extend(cells);
+        }
+        self.label(label, bytes);
     }
 
-    fn push_row(&mut self, label: usize, row: Row, bytes: usize) {
+    /// `copied` is where a row that is copied stands.
+    fn push_row(&mut self, label: usize, row: Row, copied: &[u8], bytes: usize) {
         match row {
             Row::Cells(cells) => self.cells.extend(cells),
-            Row::Copied(copied) => self.copied.extend(copied),
+            Row::Copied(range) => self.copied.extend_from_slice(&copied[range]),
         }
+        self.label(label, bytes);
+    }
+
+    fn label(&mut self, label: usize, bytes: usize) {
         self.labels.push(label);
         self.bytes += bytes;
     }
@@ -616,14 +635,16 @@ fn is_of_one_write(error: &Error) -> bool {
 }
 
 /// Each entity as a row, or why it is refused. Before the transaction, so that another call can write meanwhile.
-pub(crate) fn rows(table: &Table, strict: bool, way: Way, entities: &[Entity]) -> Vec<Result<Row>> {
-    let row = |entity: &Entity| {
+pub(crate) fn rows(table: &Table, strict: bool, way: Way, entities: &[Entity]) -> Rows {
+    let mut copied = Vec::new();
+    let mut row = |entity: &Entity| {
         check_size(table, &entity.id, &entity.body)?;
         let members = entity::members(&table.collection, Some(&entity.id), &entity.body)?;
         check_rules(table, strict, &entity.id, &members)?;
-        Ok(Row::new(table, way, members))
+        Ok(Row::new(table, way, members, &mut copied))
     };
-    entities.iter().map(row).collect()
+    let rows = entities.iter().map(&mut row).collect();
+    Rows { rows, copied }
 }
 
 /// Loads entities as they are. An error that breaks a rule asks for care, as one of [`Apply`] does. With `looks`, it is looked
@@ -635,7 +656,7 @@ pub(crate) fn load(
     database: &dyn Database,
     entities: &[Entity],
     existing: Existing,
-    rows: Vec<Result<Row>>,
+    Rows { rows, copied }: Rows,
     careful: bool,
     looks: bool,
 ) -> Result<(Loaded, bool)> {
@@ -644,7 +665,9 @@ pub(crate) fn load(
     let known = if looks { stored_ids(table, database, &ids)? } else { HashSet::new() };
     let lock = if existing == Existing::Overwrite { Lock::Change } else { Lock::None };
     let mut compared: HashMap<String, Entity> = HashMap::new();
-    let mut sent: HashSet<&str> = HashSet::with_capacity(ids.len());
+    // Mostly they come in order; then none is there twice, and nothing has to be remembered.
+    let is_ascending = ids.is_sorted_by(|a, b| a < b);
+    let mut sent: HashSet<&str> = HashSet::new();
     let (mut fresh, mut replaced) =
         (Batch::new(table, way_of_load(careful), careful), Batch::new(table, Way::Replace, careful));
     let again = |i: usize| entity::parse(&table.collection, None, &entities[i].body);
@@ -663,7 +686,7 @@ pub(crate) fn load(
                 continue;
             }
         };
-        let twice = !sent.insert(&entity.id);
+        let twice = !is_ascending && !sent.insert(&entity.id);
         if twice {
             // Twice in one call: the first of them counts as stored.
             send(&mut fresh, &mut loaded)?;
@@ -682,7 +705,7 @@ pub(crate) fn load(
             Some(stored) => Some((row::members(table, stored)?, again(i)?)),
         };
         match stored {
-            None => fresh.push_row(i, row, bytes),
+            None => fresh.push_row(i, row, &copied, bytes),
             Some((stored, members)) if json::equal_objects(&stored, &members) => loaded.unchanged += 1,
             Some((_, members)) => match existing {
                 Existing::Overwrite => replaced.push(i, members, bytes),
