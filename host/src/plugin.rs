@@ -2,6 +2,7 @@
 //! what it says of itself is asked with every capability out of reach.
 
 pub(crate) mod bindings;
+mod compiled;
 pub(crate) mod engine;
 pub mod inspection;
 pub(crate) mod instance;
@@ -14,14 +15,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_model::Description;
+use wasmtime::Store;
 use wasmtime::component::Component;
-use wasmtime::{Engine, Store};
 
 use crate::capability::{self, Lent};
 use crate::config::PluginSettings;
 use crate::error::{Error, Result};
 use crate::text::one_line;
 use bindings::{PACKAGE_VERSION, StrategyPre};
+use engine::Engine;
 pub use inspection::Inspection;
 use instance::State;
 use limits::Limits;
@@ -182,8 +184,7 @@ pub(crate) async fn load_file(
     if let Some(refusal) = inspection.refusal {
         return Err(refusal);
     }
-    // Never `deserialize`: a precompiled file is native code.
-    let component = Component::from_binary(engine, &bytes).map_err(|error| inspection::invalid(path, error))?;
+    let component = engine.component(&bytes, &inspection.sha256).map_err(|error| inspection::invalid(path, error))?;
     let name = inspection.name;
     let description = describe(engine, &component, &name)
         .await
@@ -210,7 +211,7 @@ pub(crate) fn examine(engine: &Engine, bytes: Vec<u8>, settings: &PluginSettings
     let path = Path::new("bytes.wasm");
     let inspection::Read { inspection, bytes } = inspection::of(path, bytes, &ComponentBounds::new(settings))?;
     inspection.refusal.map_or(Ok(()), Err)?;
-    Component::from_binary(engine, &bytes).map(drop).map_err(|error| inspection::invalid(path, error))
+    engine.component(&bytes, &inspection.sha256).map(drop).map_err(|error| inspection::invalid(path, error))
 }
 
 /// Lower-case hexadecimal.

@@ -10,6 +10,7 @@ mod sqlite;
 #[cfg(test)]
 mod tests;
 mod texts;
+mod unsynced;
 
 use std::{sync::Arc, time::Duration};
 

@@ -82,7 +82,7 @@ impl Migration<'_> {
         let progress = &self.state.collections[position];
         let report = &mut self.reports[position];
         (report.written, report.unchanged, report.skipped) = (progress.written, progress.unchanged, progress.skipped);
-        let done = progress.written + progress.unchanged + progress.skipped + progress.quarantined;
+        let done = progress.done();
         let mut batches = Batches { position, slots: VecDeque::new(), first: 0, loads: JoinSet::new() };
         self.advance(Step::Move, position, done);
         let mut ended = self.move_pages(&mut batches, limiter).await;
@@ -92,8 +92,9 @@ impl Migration<'_> {
             ended = ended.and(settled);
         }
         let saved = match self.target.flush().await {
-            Ok(()) => self.save(),
-            Err(error) => Err(error),
+            // Of an empty collection there is nothing to note.
+            Ok(()) if self.state.collections[position].done() > done => self.save(),
+            ended => ended,
         };
         ended.and(saved)?;
         let (report, progress) = (&self.reports[position], &self.state.collections[position]);

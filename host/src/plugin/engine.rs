@@ -2,13 +2,16 @@
 //! lets the host take back the processor from a plugin that does not give it up.
 
 use std::cell::Cell;
+use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use wasmtime::Engine;
-use wasmtime::{Cache, CacheConfig, Config};
+use wasmtime::Config;
+use wasmtime::component::Component;
 
+use super::compiled;
 use crate::error::{Error, Result};
 
 /// How long a plugin computes before it has to let others have their turn.
@@ -89,9 +92,34 @@ impl Drop for Counted {
 /// Stack of a plugin: serde_json at a depth of 64 needs a small part of it. Not a setting: it is the engine's.
 const STACK_BYTES_MAX: usize = 1 << 20;
 
-/// Makes the engine. `cache_directory` keeps compiled code by the content of the component: compiling takes 100 ms and
-/// loading 0.2 ms.
-pub(crate) fn new(cache_directory: Option<&Path>) -> Result<Engine> {
+/// wasmtime's engine, and where what it compiled is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Engine {
+    wasmtime: wasmtime::Engine,
+    /// See [`compiled`].
+    compiled: Option<Arc<Path>>,
+}
+
+impl Deref for Engine {
+    type Target = wasmtime::Engine;
+
+    fn deref(&self) -> &wasmtime::Engine {
+        &self.wasmtime
+    }
+}
+
+impl Engine {
+    /// The component that these bytes are, which have this SHA-256.
+    pub(crate) fn component(&self, bytes: &[u8], sha256: &str) -> wasmtime::Result<Component> {
+        match &self.compiled {
+            Some(folder) => compiled::component(self, folder, bytes, sha256),
+            None => Component::from_binary(self, bytes),
+        }
+    }
+}
+
+/// Makes the engine. What it compiles is kept in `compiled`.
+pub(crate) fn new(compiled: Option<&Path>) -> Result<Engine> {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
@@ -101,13 +129,8 @@ pub(crate) fn new(cache_directory: Option<&Path>) -> Result<Engine> {
         .wasm_memory64(false)
         .max_wasm_stack(STACK_BYTES_MAX)
         .async_stack_size(STACK_BYTES_MAX + (1 << 20));
-    if let Some(directory) = cache_directory {
-        let mut cache = CacheConfig::new();
-        cache.with_directory(directory);
-        // Without a cache everything works, only slower: a read-only home is no reason to fail.
-        config.cache(Cache::new(cache).ok());
-    }
-    let engine = Engine::new(&config).map_err(|error| Error::refused("cannot start wasmtime").caused_by(error))?;
+    let engine =
+        wasmtime::Engine::new(&config).map_err(|error| Error::refused("cannot start wasmtime").caused_by(error))?;
     let weak = engine.weak();
     std::thread::Builder::new()
         .name("larder-epoch".into())
@@ -126,7 +149,7 @@ pub(crate) fn new(cache_directory: Option<&Path>) -> Result<Engine> {
             }
         })
         .map_err(|error| Error::refused("cannot start the epoch thread").caused_by(error))?;
-    Ok(engine)
+    Ok(Engine { wasmtime: engine, compiled: compiled.map(Arc::from) })
 }
 
 #[cfg(test)]

@@ -16,10 +16,7 @@ mod tests;
 mod values;
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -35,6 +32,7 @@ use super::{
     Connections, Rows, SqlValue,
     pool::{self, Bounds, Connector},
     texts::CheckedTexts,
+    unsynced::Unsynced,
 };
 
 type Lease = pool::Lease<Server>;
@@ -104,12 +102,12 @@ pub(super) struct Store {
     pool: Mutex<Option<Pool>>,
     checked: Mutex<CheckedTexts<Purpose>>,
     /// Whether a bulk transaction was committed since the last sync.
-    unsynced: AtomicBool,
+    unsynced: Unsynced,
 }
 
 impl Store {
     pub(super) fn new(settings: PostgresSettings) -> Store {
-        Store { settings, pool: Mutex::default(), checked: Mutex::default(), unsynced: AtomicBool::new(false) }
+        Store { settings, pool: Mutex::default(), checked: Mutex::default(), unsynced: Unsynced::default() }
     }
 
     fn pool(&self) -> Pool {
@@ -212,9 +210,7 @@ impl Store {
 
     /// Puts on the disk what bulk transactions wrote: a commit that waits for its own record waits for all before it.
     pub(super) async fn sync(self: &Arc<Self>) -> Result<()> {
-        if !self.unsynced.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
+        let Some(commits) = self.unsynced.waiting() else { return Ok(()) };
         let synced = async {
             let mut lease = self.pool().lease().await?;
             let text = "BEGIN; SET LOCAL synchronous_commit = on; \
@@ -224,7 +220,9 @@ impl Store {
             lease.give_back();
             result
         };
-        synced.await.inspect_err(|_| self.unsynced.store(true, Ordering::Release))
+        synced.await?;
+        self.unsynced.note_synced(commits);
+        Ok(())
     }
 
     /// The text as sqlx takes it, and what it is for.
@@ -391,7 +389,7 @@ impl Transaction {
         match self.store.command(&mut self.lease, "COMMIT").await {
             Ok(()) => {
                 if self.bulk {
-                    self.store.unsynced.store(true, Ordering::Release);
+                    self.store.unsynced.note();
                 }
                 self.lease.in_transaction = false;
                 self.lease.statement_time = None;
@@ -401,6 +399,10 @@ impl Transaction {
             Err(mut error) => {
                 if self.lease.broken {
                     error.retry = Retry::UnknownOutcome;
+                    // It may be committed, and who finds it so later has to have it synced.
+                    if self.bulk {
+                        self.store.unsynced.note();
+                    }
                 } else {
                     // A commit that fails has rolled back.
                     self.lease.in_transaction = false;

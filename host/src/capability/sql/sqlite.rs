@@ -35,6 +35,7 @@ use super::{
     Connections, Packed, Rows, SqlValue,
     pool::{self, Bounds, Connector},
     texts::CheckedTexts,
+    unsynced::Unsynced,
 };
 
 type Lease = pool::Lease<File>;
@@ -127,8 +128,7 @@ struct Opened {
     bulk: Pool,
     /// Those that only ask whether others committed, for as long as somebody wants to know.
     watches: Pool,
-    /// Whether a bulk transaction was committed since the last sync.
-    unsynced: Arc<AtomicBool>,
+    unsynced: Arc<Unsynced>,
     /// Whether the file has its write-ahead log, or cannot have one.
     logged: Arc<AtomicBool>,
 }
@@ -390,7 +390,7 @@ impl Store {
             stage: Stage::Begun(lease),
             read_only,
             ended: false,
-            unsynced: opened.filter(|_| ends_load).map(|opened| opened.unsynced),
+            bulk: opened.filter(|_| ends_load),
             deferred: None,
         })
     }
@@ -398,7 +398,7 @@ impl Store {
     /// One that writes and whose commit does not wait for the disk.
     pub(super) fn begin_bulk(self: &Arc<Self>) -> Transaction {
         let store = Arc::clone(self);
-        Transaction { store, stage: Stage::Waiting, read_only: false, ended: false, unsynced: None, deferred: None }
+        Transaction { store, stage: Stage::Waiting, read_only: false, ended: false, bulk: None, deferred: None }
     }
 
     fn room_to_defer(&self, bytes: usize) -> Option<Room> {
@@ -410,10 +410,14 @@ impl Store {
 
     /// Puts on the disk what bulk transactions left in the log. What went from the log to the file was synced on its way.
     pub(super) async fn sync(&self) -> Result<()> {
-        let Some(opened) = self.opened(false)? else { return Ok(()) };
-        if !opened.unsynced.swap(false, Ordering::AcqRel) {
-            return Ok(());
+        match self.opened(false)? {
+            Some(opened) => self.sync_log(&opened).await,
+            None => Ok(()),
         }
+    }
+
+    async fn sync_log(&self, opened: &Opened) -> Result<()> {
+        let Some(commits) = opened.unsynced.waiting() else { return Ok(()) };
         let path = self.log_path();
         // SQLite holds no lock on the log, so that opening and closing it drops none.
         let synced = tokio::task::spawn_blocking(move || match fs::File::open(&path) {
@@ -423,8 +427,7 @@ impl Store {
             Err(error) => Err(error),
         });
         let synced = synced.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        synced.map_err(|error| {
-            opened.unsynced.store(true, Ordering::Release);
+        synced.map(|()| opened.unsynced.note_synced(commits)).map_err(|error| {
             let message = format!("the log of `{}` cannot be synced: {}", self.name, error.kind());
             Error { retry: Retry::UnknownOutcome, ..Error::new(ErrorKind::Unavailable, message) }
         })
@@ -606,8 +609,8 @@ pub(super) struct Transaction {
     read_only: bool,
     /// SQLite ended it, after an error.
     ended: bool,
-    /// Where a bulk transaction notes that it was committed.
-    unsynced: Option<Arc<AtomicBool>>,
+    /// Of a bulk transaction: the file that it writes to, whose log it leaves to be synced.
+    bulk: Option<Opened>,
     /// What is appended before anything else is done.
     deferred: Option<(copy::Rows, Room)>,
 }
@@ -710,13 +713,13 @@ impl Transaction {
             return Err(self.has_ended());
         };
         let begins = !std::mem::replace(&mut lease.in_transaction, true);
-        let unsynced = self.unsynced.clone().filter(|_| commits);
+        let unsynced = self.bulk.as_ref().filter(|_| commits).map(|opened| Arc::clone(&opened.unsynced));
         let appending = store.work_apart(lease, move |connection, goes_on| {
             let appended = rows.append(connection, begins, commits, goes_on);
             drop((rows, room));
             // Here, because it is committed also where nobody waits for it any more.
             if let (Some(unsynced), Ok(_) | Err(copy::Fault::Commit(..))) = (unsynced, &appended) {
-                unsynced.store(true, Ordering::Release);
+                unsynced.note();
             }
             appended
         });
@@ -742,7 +745,7 @@ impl Transaction {
             let opened = self.store.opened(true)?.expect("it was to be made");
             let mut lease = opened.bulk.lease().await?;
             self.store.start_log(&opened, lease.connection()).await;
-            self.unsynced = Some(opened.unsynced);
+            self.bulk = Some(opened);
             self.stage = Stage::Begun(lease);
         }
         Ok(())
@@ -774,21 +777,23 @@ impl Transaction {
         if !is_committed && let Err(mut error) = self.store.command(&mut lease, "COMMIT").await {
             if lease.broken || error.kind == ErrorKind::Unavailable {
                 error.retry = Retry::UnknownOutcome;
+                // It may be committed, and who finds it so later has to have it synced.
+                self.bulk.iter().for_each(|opened| opened.unsynced.note());
             }
             return Err(error);
         }
-        if let Some(unsynced) = &self.unsynced {
-            unsynced.store(true, Ordering::Release);
+        if let Some(opened) = self.bulk.as_ref().filter(|_| !is_committed) {
+            opened.unsynced.note();
         }
         lease.in_transaction = false;
-        let ends_load = lease.statement_time.is_some() && self.unsynced.is_some();
+        let ended_load = self.bulk.filter(|_| lease.statement_time.is_some());
         self.store.restore_time(&mut lease).await;
-        if !ends_load {
+        let Some(opened) = ended_load else {
             lease.give_back();
             return Ok(());
-        }
+        };
         // Nobody was told that it would not be durable.
-        let synced = self.store.sync().await;
+        let synced = self.store.sync_log(&opened).await;
         move_log(lease);
         synced
     }

@@ -183,10 +183,16 @@ pub(super) fn goes_on(time: Duration) -> bool {
 
 /// Works with SQLite on this thread for somebody who may give up.
 pub(super) fn until_given_up<T>(given_up: Arc<AtomicBool>, work: impl FnOnce() -> T) -> T {
+    /// Also where `work` panics: the thread is used again.
+    struct Forget;
+    impl Drop for Forget {
+        fn drop(&mut self) {
+            GIVEN_UP.take();
+        }
+    }
     GIVEN_UP.set(Some(given_up));
-    let worked = work();
-    GIVEN_UP.take();
-    worked
+    let _forget = Forget;
+    work()
 }
 
 /// Whether a transaction is open: SQLite ends one by itself after some errors.
