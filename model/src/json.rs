@@ -1,7 +1,7 @@
 //! Entities as JSON, without losing a digit and without guessing: what two readers could understand differently is
 //! refused. Also the form that entities are compared and hashed in.
 
-use std::{borrow::Cow, collections::BTreeSet, fmt};
+use std::{borrow::Cow, cmp::Ordering, collections::BTreeSet, fmt};
 
 use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
@@ -56,7 +56,10 @@ pub fn parse_wrapping(text: &[u8], levels: usize) -> Result<Map<String, Value>> 
 /// An object's members in their order, each name once. Cheaper to make than a [`Map`], for who goes through them or looks
 /// for a few: names, and values that are texts, are borrowed where they have no escapes.
 #[derive(Debug, Default)]
-pub struct Members<'a>(Vec<(Cow<'a, str>, Member<'a>)>);
+pub struct Members<'a> {
+    members: Vec<(Cow<'a, str>, Member<'a>)>,
+    is_plain: bool,
+}
 
 /// The value of one of [`Members`].
 #[derive(Debug)]
@@ -83,6 +86,11 @@ pub trait Object {
 
     /// All members, in their order.
     fn entries(&self) -> impl ExactSizeIterator<Item = (&str, MemberRef<'_>)>;
+
+    /// Whether it is known that no name and no text of a member needs an escape.
+    fn is_plain(&self) -> bool {
+        false
+    }
 }
 
 impl Object for Map<String, Value> {
@@ -97,11 +105,15 @@ impl Object for Map<String, Value> {
 
 impl Object for Members<'_> {
     fn get(&self, name: &str) -> Option<MemberRef<'_>> {
-        self.0.iter().find(|(member, _)| is_same(member, name)).map(|(_, value)| value.into())
+        self.members.iter().find(|(member, _)| is_same(member, name)).map(|(_, value)| value.into())
     }
 
     fn entries(&self) -> impl ExactSizeIterator<Item = (&str, MemberRef<'_>)> {
-        self.0.iter().map(|(name, value)| (&**name, value.into()))
+        self.members.iter().map(|(name, value)| (&**name, value.into()))
+    }
+
+    fn is_plain(&self) -> bool {
+        self.is_plain
     }
 }
 
@@ -170,13 +182,14 @@ impl<'a> MemberRef<'a> {
 impl Members<'_> {
     /// As a [`Map`].
     pub fn into_map(self) -> Map<String, Value> {
-        self.0.into_iter().map(|(name, value)| (name.into_owned(), value.into())).collect()
+        self.members.into_iter().map(|(name, value)| (name.into_owned(), value.into())).collect()
     }
 }
 
 impl From<Map<String, Value>> for Members<'_> {
     fn from(map: Map<String, Value>) -> Self {
-        Members(map.into_iter().map(|(name, value)| (Cow::Owned(name), value.into())).collect())
+        let members = map.into_iter().map(|(name, value)| (Cow::Owned(name), value.into())).collect();
+        Members { members, is_plain: false }
     }
 }
 
@@ -185,7 +198,7 @@ impl<'a> IntoIterator for Members<'a> {
     type IntoIter = std::vec::IntoIter<Self::Item>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.members.into_iter()
     }
 }
 
@@ -432,6 +445,7 @@ impl<'a> Distinct<'a> {
     }
 
     /// The name back, to be given a value; as an error where it stands twice.
+    #[inline]
     fn accept(&mut self, name: Cow<'a, str>) -> std::result::Result<Cow<'a, str>, Cow<'a, str>> {
         // Only a name that looks like one before it can be that one.
         let look = 1 << look_of(&name);
@@ -446,12 +460,13 @@ impl<'a> Distinct<'a> {
         Ok(name)
     }
 
+    #[inline]
     fn push(&mut self, name: Cow<'a, str>, value: Member<'a>) {
         self.read.push((name, value));
     }
 
-    fn finish(self) -> Members<'a> {
-        Members(self.read)
+    fn finish(self, is_plain: bool) -> Members<'a> {
+        Members { members: self.read, is_plain }
     }
 }
 
@@ -467,6 +482,22 @@ pub fn is_same(one: &str, other: &str) -> bool {
             }
             _ => one.iter().zip(other).all(|(a, b)| a == b),
         }
+}
+
+/// Whether a text comes before another one by its bytes, at as little cost.
+pub fn is_before(one: &str, other: &str) -> bool {
+    let ((one, one_rest), (other, other_rest)) = (one.as_bytes().as_chunks(), other.as_bytes().as_chunks());
+    for (a, b) in one.iter().zip(other) {
+        if a != b {
+            return u64::from_be_bytes(*a) < u64::from_be_bytes(*b);
+        }
+    }
+    match one.len().cmp(&other.len()) {
+        Ordering::Equal => one_rest.iter().lt(other_rest),
+        // What is left of the shorter one is shorter than the next eight of the longer one.
+        Ordering::Less => one_rest.iter().lt(&other[one.len()]),
+        Ordering::Greater => one[other.len()].iter().lt(other_rest),
+    }
 }
 
 /// A number under 64 that equal names have in common, and different ones rarely.
@@ -501,7 +532,7 @@ impl<'de> Visitor<'de> for TopLevel {
             };
             read.push(name, value);
         }
-        Ok(read.finish())
+        Ok(read.finish(false))
     }
 }
 
@@ -704,15 +735,16 @@ pub fn write_canonical_object(object: &impl Object, out: &mut Vec<u8>) {
     } else {
         members.sort_unstable_by(|(_, a, _), (_, b, _)| a.encode_utf16().cmp(b.encode_utf16()));
     }
+    let write: fn(&str, &mut Vec<u8>) = if object.is_plain() { write_as_it_is } else { write_text };
     out.push(b'{');
     for (i, (_, name, value)) in members.into_iter().enumerate() {
         if i > 0 {
             out.push(b',');
         }
-        write_text(name, out);
+        write(name, out);
         out.push(b':');
         match value {
-            MemberRef::Text(text) => write_text(text, out),
+            MemberRef::Text(text) => write(text, out),
             MemberRef::Other(value) => write_canonical(value, out),
         }
     }
@@ -743,12 +775,21 @@ pub fn write_plain_text(text: &[u8], out: &mut Vec<u8>) -> bool {
         None => !text.iter().any(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)),
     };
     if is_plain {
-        out.reserve(text.len() + 2);
-        out.push(b'"');
-        out.extend_from_slice(text);
-        out.push(b'"');
+        write_quoted(text, out);
     }
     is_plain
+}
+
+/// Writes a text as JSON that needs no escape.
+fn write_as_it_is(text: &str, out: &mut Vec<u8>) {
+    write_quoted(text.as_bytes(), out);
+}
+
+fn write_quoted(text: &[u8], out: &mut Vec<u8>) {
+    out.reserve(text.len() + 2);
+    out.push(b'"');
+    out.extend_from_slice(text);
+    out.push(b'"');
 }
 
 /// Not 0 where one of eight bytes stands not for itself in a text of JSON: a quote, a backslash or a control character. The lowest
@@ -872,6 +913,21 @@ mod tests {
             for at in 0..len {
                 let other = [&name[..at], "_", &name[at + 1..len]].concat();
                 assert!(!is_same(one, &other), "{other}");
+            }
+        }
+    }
+
+    #[test]
+    fn texts_come_in_the_order_of_their_bytes() {
+        let texts: Vec<String> = (0..20)
+            .flat_map(|len| {
+                ["a", "b", "é", "\u{7f}"].map(|end| format!("{}{end}", &"abcdefghijklmnopqrstuvwxyz"[..len]))
+            })
+            .chain(["".into(), "abcdefgh".into(), "abcdefghijklmnop".into()])
+            .collect();
+        for one in &texts {
+            for other in &texts {
+                assert_eq!(is_before(one, other), one < other, "{one} {other}");
             }
         }
     }

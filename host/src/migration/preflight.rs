@@ -25,7 +25,7 @@ const RULES_MAX: usize = 100;
 const FIELDS_MAX: usize = 500;
 
 /// How entities hold a member, by the declaration of their collection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     /// As it is declared: a store with columns keeps it in its column.
     AsDeclared,
@@ -38,6 +38,8 @@ pub enum Kept {
 }
 
 impl Kept {
+    const ALL: [Kept; 4] = [Kept::AsDeclared, Kept::Null, Kept::OfAnotherType, Kept::NotDeclared];
+
     /// As it is printed.
     pub fn name(self) -> &'static str {
         match self {
@@ -81,7 +83,8 @@ struct Fields {
 struct FieldWays {
     name: String,
     declared: Option<FieldType>,
-    ways: BTreeMap<Kept, (u64, String)>,
+    /// As [`Kept::ALL`]: by how many entities, and the id of the first. None where it is by none.
+    ways: [Option<(u64, String)>; Kept::ALL.len()],
 }
 
 impl Fields {
@@ -105,7 +108,7 @@ impl Fields {
                 None => {
                     self.positions.insert(name.to_owned(), self.members.len());
                     let declared = declared(collection, name);
-                    self.members.push(FieldWays { name: name.to_owned(), declared, ways: BTreeMap::new() });
+                    self.members.push(FieldWays { name: name.to_owned(), declared, ways: Default::default() });
                     self.members.len() - 1
                 }
             },
@@ -116,8 +119,10 @@ impl Fields {
     fn merge(&mut self, collection: &Collection, other: Fields) {
         for (turn, theirs) in other.members.into_iter().enumerate() {
             let Some(field) = self.field(collection, &theirs.name, turn) else { continue };
-            for (kept, (entities, example)) in theirs.ways {
-                field.count(kept, entities, &example);
+            for (kept, way) in Kept::ALL.into_iter().zip(theirs.ways) {
+                if let Some((entities, example)) = way {
+                    field.count(kept, entities, &example);
+                }
             }
         }
     }
@@ -125,15 +130,18 @@ impl Fields {
     /// By name.
     fn into_reports(mut self) -> Vec<FieldReport> {
         self.members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let ways =
-            self.members.into_iter().flat_map(|field| field.ways.into_iter().map(move |way| (field.name.clone(), way)));
-        ways.map(|(field, (kept, (entities, example)))| FieldReport { field, kept, entities, example }).collect()
+        let reports = self.members.into_iter().flat_map(|FieldWays { name, ways, .. }| {
+            Kept::ALL.into_iter().zip(ways).filter_map(move |(kept, way)| {
+                way.map(|(entities, example)| FieldReport { field: name.clone(), kept, entities, example })
+            })
+        });
+        reports.collect()
     }
 }
 
 impl FieldWays {
     fn count(&mut self, kept: Kept, entities: u64, example: &str) {
-        self.ways.entry(kept).or_insert_with(|| (0, example.to_owned())).0 += entities;
+        self.ways[kept as usize].get_or_insert_with(|| (0, example.to_owned())).0 += entities;
     }
 }
 

@@ -77,7 +77,7 @@ pub(super) fn members(text: &str) -> Option<Members<'_>> {
             }
         }
     }
-    (behind_space(bytes, at) == bytes.len()).then(|| members.finish())
+    (behind_space(bytes, at) == bytes.len()).then(|| members.finish(true))
 }
 
 /// The integer that a value is; none where it has so many digits that it may not fit, or is none.

@@ -189,7 +189,7 @@ pub(crate) struct Reading {
 impl Reading {
     /// As [`Entities::add`].
     pub(crate) fn add(&mut self, id: Rc<str>, place: Place) -> bool {
-        let is_behind = self.ascending.last().is_none_or(|(last, _)| *last < id);
+        let is_behind = self.ascending.last().is_none_or(|(last, _)| json::is_before(last, &id));
         if is_behind && self.entities.by_id.is_empty() {
             self.ascending.push((id, Entry::new(place)));
             return true;

@@ -2,8 +2,6 @@
 //! crosses from the database, and for each cell of it; in one piece they cost a fraction. A server sends rows one by one in
 //! any case, so PostgreSQL is asked for rows.
 
-use std::io::Write as _;
-
 use larder_guest::SqlValue;
 use larder_model::{Entity, Error, ErrorKind, FieldType, Result, json};
 
@@ -67,7 +65,7 @@ fn plain(table: &Table, row: &[Cell<'_>], body_bytes: usize) -> Option<Entity> {
                     version = u64::try_from(*value).unwrap_or(0);
                 }
                 row::begin(&mut body, &column.member);
-                write!(body, "{value}").expect("a vector cannot fail");
+                serde_json::to_writer(&mut body, value).expect("a vector cannot fail");
             }
         }
     }

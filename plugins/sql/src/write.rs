@@ -666,7 +666,7 @@ pub(crate) fn load(
     let lock = if existing == Existing::Overwrite { Lock::Change } else { Lock::None };
     let mut compared: HashMap<String, Entity> = HashMap::new();
     // Mostly they come in order; then none is there twice, and nothing has to be remembered.
-    let is_ascending = ids.is_sorted_by(|a, b| a < b);
+    let is_ascending = ids.is_sorted_by(|a, b| json::is_before(a, b));
     let mut sent: HashSet<&str> = HashSet::new();
     let (mut fresh, mut replaced) =
         (Batch::new(table, way_of_load(careful), careful), Batch::new(table, Way::Replace, careful));
