@@ -390,7 +390,7 @@ impl Store {
             stage: Stage::Begun(lease),
             read_only,
             ended: false,
-            bulk: opened.filter(|_| ends_load),
+            bulk: opened.filter(|_| ends_load).map(Box::new),
             deferred: None,
         })
     }
@@ -610,7 +610,7 @@ pub(super) struct Transaction {
     /// SQLite ended it, after an error.
     ended: bool,
     /// Of a bulk transaction: the file that it writes to, whose log it leaves to be synced.
-    bulk: Option<Opened>,
+    bulk: Option<Box<Opened>>,
     /// What is appended before anything else is done.
     deferred: Option<(copy::Rows, Room)>,
 }
@@ -745,7 +745,7 @@ impl Transaction {
             let opened = self.store.opened(true)?.expect("it was to be made");
             let mut lease = opened.bulk.lease().await?;
             self.store.start_log(&opened, lease.connection()).await;
-            self.bulk = Some(opened);
+            self.bulk = Some(Box::new(opened));
             self.stage = Stage::Begun(lease);
         }
         Ok(())
