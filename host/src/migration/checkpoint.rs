@@ -66,13 +66,6 @@ pub(super) struct Progress {
     pub(super) positions: Vec<Position>,
 }
 
-impl Progress {
-    /// Entities that it is done with, whatever became of them.
-    pub(super) fn done(&self) -> u64 {
-        self.written + self.unchanged + self.skipped + self.quarantined
-    }
-}
-
 impl Serialize for Position {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         (self.cursor.as_ref().map(|cursor| BASE64_STANDARD.encode(cursor)), self.skip, self.ended).serialize(serializer)

@@ -3,10 +3,9 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 
-use foldhash::quality::{FoldHasher, RandomState};
 use larder_model::Entity;
 use larder_model::json::{self, Members};
 use sha2::{Digest as _, Sha256};
@@ -38,7 +37,9 @@ impl Sum {
     /// Of an entity as the strategy gave it. Cheaper than its content's, because nothing is parsed, and good only for
     /// telling whether it gives the same again.
     pub(super) fn of_raw(entity: &Entity) -> Sum {
-        let mut hasher = hasher();
+        // Another one in each process, so that nobody can make changes that cancel out.
+        static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let mut hasher = STATE.build_hasher();
         hasher.write_usize(entity.id.len());
         hasher.write(entity.id.as_bytes());
         hasher.write_u64(entity.version);
@@ -100,15 +101,9 @@ impl Term {
     }
 }
 
-/// Another one in each process, so that nobody can make changes that cancel out: what it gives is never shown.
-fn hasher() -> FoldHasher<'static> {
-    static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
-    STATE.build_hasher()
-}
-
 /// The bucket of an id: the same in one process.
 pub(super) fn bucket_of(id: &str) -> u16 {
-    let mut hasher = hasher();
+    let mut hasher = DefaultHasher::new();
     hasher.write(id.as_bytes());
     (hasher.finish() % BUCKETS as u64) as u16
 }

@@ -179,12 +179,7 @@ impl Migration<'_> {
     pub(super) async fn validate(&mut self) -> Result<Vec<String>> {
         let since = Instant::now();
         self.tell(Event::Started { step: Step::Validate, entities: None });
-        // To look through a document takes a while, and the target does not wait for that.
-        let (unread, prepared) = tokio::join!(check_end(self.source, "readable"), async {
-            check_end(self.target, "writable").await?;
-            self.target.prepare(true, false).await
-        });
-        let unread = unread?;
+        let unread = check_end(self.source, "readable").await?;
         if self.options.cleanup_source && !unread.is_empty() {
             let message = format!(
                 "store `{}` holds more than its entities, and a migration leaves it behind",
@@ -196,8 +191,9 @@ impl Migration<'_> {
         for message in unread {
             self.tell(Event::Warned { message: format!("{message}; it is not moved") });
         }
-        let prepared = prepared?;
+        check_end(self.target, "writable").await?;
         self.watch = self.source.watch().await;
+        let prepared = self.target.prepare(true, false).await?;
         let (mut broken, mut left_out) = (BrokenRules::default(), BrokenRules::default());
         let path = self.place.as_ref().map(|place| place.path_of("quarantine", &self.state.started, "jsonl"));
         let mut quarantine = path.map(Quarantine::new);

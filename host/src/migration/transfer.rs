@@ -82,7 +82,7 @@ impl Migration<'_> {
         let progress = &self.state.collections[position];
         let report = &mut self.reports[position];
         (report.written, report.unchanged, report.skipped) = (progress.written, progress.unchanged, progress.skipped);
-        let done = progress.done();
+        let done = progress.written + progress.unchanged + progress.skipped + progress.quarantined;
         let mut batches = Batches { position, slots: VecDeque::new(), first: 0, loads: JoinSet::new() };
         self.advance(Step::Move, position, done);
         let mut ended = self.move_pages(&mut batches, limiter).await;
@@ -93,7 +93,7 @@ impl Migration<'_> {
         }
         let saved = match self.target.flush().await {
             // Of an empty collection there is nothing to note.
-            Ok(()) if self.state.collections[position].done() > done => self.save(),
+            Ok(()) if self.reports[position].read > 0 => self.save(),
             ended => ended,
         };
         ended.and(saved)?;

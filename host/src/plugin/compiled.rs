@@ -2,11 +2,10 @@
 //! so that a command begins within milliseconds. What is there is run without another look, which is why no store is
 //! granted this folder.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, DirEntry, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::Path;
 
 use tempfile::NamedTempFile;
 use wasmtime::component::Component;
@@ -38,22 +37,22 @@ pub(super) fn component(engine: &Engine, folder: &Path, bytes: &[u8], sha256: &s
     }
 }
 
-/// None where there is none, or it is of no use: what was written by another version is refused.
+/// None where there is none, or it is of no use: a damaged one, for example. That it is of this version is said by its name.
 fn mapped(engine: &Engine, path: &Path) -> Option<Component> {
     // Most often it is there.
     if !path.is_file() {
         return None;
     }
     #[allow(unsafe_code)]
-    // SAFETY: only this module writes to the folder, and whole files, that an engine made; they are replaced and removed,
-    // and never changed. Whoever else can write to the user's cache can run what they like as that user.
+    // SAFETY: what is in this folder is taken for what this module wrote: whole files, that an engine made, which are replaced
+    // and removed, and never changed. `docs/security.md` says of whom this is believed.
     unsafe {
-        Component::deserialize_file(engine, path).ok()
+        // Where nothing that is mapped may be run, what it holds can be run all the same.
+        Component::deserialize_file(engine, path).or_else(|_| Component::deserialize(engine, fs::read(path)?)).ok()
     }
 }
 
-/// Puts it there as a whole, whatever happens meanwhile, and removes what was not written for longest where all becomes too
-/// much.
+/// Puts it there as a whole, whatever happens meanwhile, and removes what was written longest ago where all becomes too much.
 fn keep(folder: &Path, path: &Path, compiled: &[u8]) -> io::Result<()> {
     make(folder)?;
     let mut file = NamedTempFile::new_in(folder)?;
@@ -61,24 +60,25 @@ fn keep(folder: &Path, path: &Path, compiled: &[u8]) -> io::Result<()> {
     // A crash must not leave the name without the content.
     file.as_file().sync_all()?;
     file.persist(path)?;
-    let mut kept: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        if metadata.is_file() && entry.path() != path {
-            kept.push((metadata.modified()?, metadata.len(), entry.path()));
-        }
-    }
-    kept.sort_unstable();
-    let mut bytes = compiled.len() as u64 + kept.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
-    for (_, size, path) in kept {
-        if bytes <= BYTES_MAX {
-            break;
-        }
-        fs::remove_file(path)?;
-        bytes -= size;
-    }
+    make_room(folder, path);
     Ok(())
+}
+
+/// Others may do the same at the same time: what cannot be looked at or removed stays.
+fn make_room(folder: &Path, written: &Path) {
+    let file = |entry: io::Result<DirEntry>| {
+        let path = entry.ok()?.path();
+        let metadata = path.metadata().ok().filter(Metadata::is_file)?;
+        Some((metadata.modified().ok()?, metadata.len(), path))
+    };
+    let mut files: Vec<_> = fs::read_dir(folder).into_iter().flatten().filter_map(file).collect();
+    files.sort_unstable();
+    let mut bytes: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, size, path) in files {
+        if bytes > BYTES_MAX && path != written && fs::remove_file(path).is_ok() {
+            bytes -= size;
+        }
+    }
 }
 
 /// Makes the folder, for this user alone.
@@ -93,6 +93,8 @@ fn make(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::path::PathBuf;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
 
@@ -146,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_written_for_longest_is_removed_where_all_is_too_much() {
+    fn what_was_written_longest_ago_is_removed_where_all_is_too_much() {
         let place = tempfile::tempdir().unwrap();
         let file = |name: &str, age: u64| {
             let file = File::create(place.path().join(name)).unwrap();
             // It takes no room on the disk.
             file.set_len(BYTES_MAX / 2).unwrap();
-            file.set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
         };
         file("old", 20);
         file("older", 30);

@@ -101,7 +101,6 @@ pub(super) struct Store {
     /// None after it was closed, until it is used again.
     pool: Mutex<Option<Pool>>,
     checked: Mutex<CheckedTexts<Purpose>>,
-    /// Whether a bulk transaction was committed since the last sync.
     unsynced: Unsynced,
 }
 
@@ -386,11 +385,11 @@ impl Transaction {
             self.lease.give_back();
             return Err(error);
         }
-        match self.store.command(&mut self.lease, "COMMIT").await {
+        let committing = self.bulk.then(|| self.store.unsynced.committing());
+        let committed = self.store.command(&mut self.lease, "COMMIT").await;
+        drop(committing);
+        match committed {
             Ok(()) => {
-                if self.bulk {
-                    self.store.unsynced.note();
-                }
                 self.lease.in_transaction = false;
                 self.lease.statement_time = None;
                 self.lease.give_back();
@@ -399,10 +398,6 @@ impl Transaction {
             Err(mut error) => {
                 if self.lease.broken {
                     error.retry = Retry::UnknownOutcome;
-                    // It may be committed, and who finds it so later has to have it synced.
-                    if self.bulk {
-                        self.store.unsynced.note();
-                    }
                 } else {
                     // A commit that fails has rolled back.
                     self.lease.in_transaction = false;

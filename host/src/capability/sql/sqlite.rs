@@ -418,19 +418,24 @@ impl Store {
 
     async fn sync_log(&self, opened: &Opened) -> Result<()> {
         let Some(commits) = opened.unsynced.waiting() else { return Ok(()) };
+        let failed = |why: &dyn std::fmt::Display| {
+            let message = format!("the log of `{}` cannot be synced: {why}", self.name);
+            Error { retry: Retry::UnknownOutcome, ..Error::new(ErrorKind::Unavailable, message) }
+        };
+        if opened.unsynced.has_failed() {
+            return Err(failed(&"it failed before, and what was written since may be lost"));
+        }
         let path = self.log_path();
         // SQLite holds no lock on the log, so that opening and closing it drops none.
+        let unsynced = Arc::clone(&opened.unsynced);
         let synced = tokio::task::spawn_blocking(move || match fs::File::open(&path) {
-            Ok(log) => log.sync_all(),
+            Ok(log) => log.sync_all().inspect_err(|_| unsynced.note_failed()),
             // Without a log every commit went to the file, and was synced there.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         });
         let synced = synced.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        synced.map(|()| opened.unsynced.note_synced(commits)).map_err(|error| {
-            let message = format!("the log of `{}` cannot be synced: {}", self.name, error.kind());
-            Error { retry: Retry::UnknownOutcome, ..Error::new(ErrorKind::Unavailable, message) }
-        })
+        synced.map(|()| opened.unsynced.note_synced(commits)).map_err(|error| failed(&error.kind()))
     }
 
     /// Where it does not work, the database keeps its rollback journal and works all the same: because somebody else
@@ -773,17 +778,17 @@ impl Transaction {
             lease.give_back();
             return Ok(());
         }
-        // An error leaves the lease to be rolled back.
-        if !is_committed && let Err(mut error) = self.store.command(&mut lease, "COMMIT").await {
-            if lease.broken || error.kind == ErrorKind::Unavailable {
-                error.retry = Retry::UnknownOutcome;
-                // It may be committed, and who finds it so later has to have it synced.
-                self.bulk.iter().for_each(|opened| opened.unsynced.note());
+        if !is_committed {
+            let committing = self.bulk.as_ref().map(|opened| opened.unsynced.committing());
+            let committed = self.store.command(&mut lease, "COMMIT").await;
+            drop(committing);
+            // An error leaves the lease to be rolled back.
+            if let Err(mut error) = committed {
+                if lease.broken || error.kind == ErrorKind::Unavailable {
+                    error.retry = Retry::UnknownOutcome;
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
-        if let Some(opened) = self.bulk.as_ref().filter(|_| !is_committed) {
-            opened.unsynced.note();
         }
         lease.in_transaction = false;
         let ended_load = self.bulk.filter(|_| lease.statement_time.is_some());
