@@ -224,7 +224,10 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::{Error, json::parse_object};
+    use crate::{
+        Error,
+        json::{parse_object, write_canonical_object},
+    };
 
     /// What serde_json makes of the value that a text begins with.
     fn parsed(text: &[u8]) -> Option<usize> {
@@ -312,12 +315,16 @@ mod tests {
                     }
                     if let Some(members) = std::str::from_utf8(&changed).ok().and_then(members) {
                         taken += 1;
+                        let (mut canonical, mut of_map) = (Vec::new(), Vec::new());
+                        write_canonical_object(&members, &mut canonical);
                         let (read, expected) = (members.into_map(), parse_object(&changed));
+                        write_canonical_object(&read, &mut of_map);
+                        assert_eq!(canonical, of_map, "{}", changed.escape_ascii());
                         assert_eq!(format!("{:?}", Ok::<_, Error>(read)), format!("{expected:?}"));
                     }
                 }
             }
         }
-        assert!(accepted > 500 && taken > 500, "{accepted} {taken}");
+        assert!(accepted > 1_000 && taken > 500, "{accepted} {taken}");
     }
 }

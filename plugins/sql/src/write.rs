@@ -636,7 +636,7 @@ fn is_of_one_write(error: &Error) -> bool {
 
 /// Each entity as a row, or why it is refused. Before the transaction, so that another call can write meanwhile.
 pub(crate) fn rows(table: &Table, strict: bool, way: Way, entities: &[Entity]) -> Rows {
-    // A row is about as large as its entity, or smaller.
+    // A row has no names, and so is mostly smaller than its entity.
     let bytes = entities.iter().map(|entity| entity.body.len()).sum();
     let mut copied = Vec::with_capacity(if way == Way::Copy { bytes } else { 0 });
     let mut row = |entity: &Entity| {
